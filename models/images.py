@@ -1,0 +1,103 @@
+"""Images at the edges of the system: bytes in, arrays inside, tensors for the model.
+
+Everywhere between the edges an image is `uint8 [height, width, channels]`, on disk a PNG: what was predicted on
+can be reproduced bit by bit from the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import BadInput
+
+Images = NDArray[np.uint8]
+"""uint8 [n, height, width, channels]"""
+
+MAX_PIXELS = 4_000_000
+"""Larger images are refused before they are decoded: a small PNG can unpack to gigabytes."""
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The input schema of an image task."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels), as arrays are stored."""
+        return (self.height, self.width, self.channels)
+
+    def describe(self) -> str:
+        kind = "greyscale" if self.channels == 1 else "RGB"
+        return f"{self.width}×{self.height} {kind}"
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of one image, uint8 [height, width, channels]. The same pixels give the same bytes."""
+    pixels = image[:, :, 0] if image.shape[2] == 1 else image
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes, schema: ImageInput) -> NDArray[np.uint8]:
+    """uint8 [height, width, channels] from the bytes of an image file.
+
+    Raises:
+        BadInput: the bytes are no readable image, or the size is not the task's.
+    """
+    if not data:
+        raise BadInput("the image is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise BadInput(
+                    f"the image is {picture.width}×{picture.height} pixels; this task takes {schema.describe()}"
+                )
+            pixels = np.asarray(picture.convert("L" if schema.channels == 1 else "RGB"), dtype=np.uint8)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadInput(f"the bytes are not a readable image ({type(error).__name__})") from error
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.shape != schema.shape:
+        height, width = pixels.shape[:2]
+        raise BadInput(f"the image is {width}×{height} pixels; this task takes {schema.describe()}")
+    return pixels
+
+
+def from_unit_floats(values: NDArray[np.floating], schema: ImageInput) -> NDArray[np.uint8]:
+    """uint8 image from floats in [0, 1], shape [height, width] or [height, width, channels].
+
+    Raises:
+        BadInput: wrong shape, NaN or infinite values, values outside [0, 1].
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 2 and schema.channels == 1:
+        array = array[:, :, None]
+    if array.shape != schema.shape:
+        raise BadInput(f"the image has shape {list(array.shape)}; this task takes {list(schema.shape)}")
+    if not np.isfinite(array).all():
+        raise BadInput("the image has NaN or infinite values")
+    if array.min() < 0.0 or array.max() > 1.0:
+        raise BadInput(f"pixel values are in [{array.min():g}, {array.max():g}]; they must be in [0, 1]")
+    return np.rint(array * 255.0).astype(np.uint8)
+
+
+def to_tensor(images: Images) -> torch.Tensor:
+    """float32 [n, channels, height, width] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255.0)
+
+
+def content_hash(data: bytes) -> str:
+    """The first 128 bits of SHA-256, in hex: the name of a row everywhere in fedloop."""
+    return hashlib.sha256(data).hexdigest()[:32]

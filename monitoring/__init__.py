@@ -1,0 +1,1 @@
+"""What is watched: the traffic log, drift, alarms and the dashboard."""

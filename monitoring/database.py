@@ -1,0 +1,106 @@
+"""The log database: one SQLAlchemy schema for what was predicted, judged, decided and promoted.
+
+SQLite in WAL mode embedded (one writer at a time, readers never wait), PostgreSQL when shared. Rows are appended;
+only the state of a decision is ever updated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table
+
+METADATA = MetaData()
+
+PREDICTIONS = Table(
+    "predictions",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("prediction_id", String(36), nullable=False, unique=True),
+    Column("request_id", String(64)),  # the client's own name of its request, if it gave one
+    Column("site", String(64), nullable=False),
+    Column("at", Float, nullable=False),  # event time, seconds since the epoch
+    Column("model_version", Integer, nullable=False),
+    Column("image_hash", String(32), nullable=False),  # the PNG lies in the image store under this name
+    Column("prediction", Integer, nullable=False),  # class index
+    Column("confidence", Float, nullable=False),  # probability of the predicted class
+    Column("probabilities", JSON, nullable=False),  # one per class
+    Column("brightness", Float, nullable=False),
+    Column("contrast", Float, nullable=False),
+    Column("sharpness", Float, nullable=False),
+    Column("saturation", Float, nullable=False),
+    Column("noise", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+LABELS = Table(
+    "labels",  # delayed ground truth; append-only
+    METADATA,
+    Column("prediction_id", String(36), primary_key=True),
+    Column("source", String(64), primary_key=True),
+    Column("label", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+WINDOWS = Table(
+    "windows",  # what each monitor run looked at, and what it saw; a window is reported once
+    METADATA,
+    Column("window", Integer, primary_key=True, autoincrement=True),
+    Column("from_seq", Integer, nullable=False, unique=True),
+    Column("to_seq", Integer, nullable=False),  # half-open: from_seq <= seq < to_seq
+    Column("rows", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),  # event time of the first and the last row
+    Column("ended_at", Float, nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("odd", Integer, nullable=False),  # 0 or 1
+    Column("evidence", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+DECISIONS = Table(
+    "decisions",  # an alarm's decision to retrain: the row first, the event second
+    METADATA,
+    Column("decision", Integer, primary_key=True, autoincrement=True),
+    Column("cause", String(64), nullable=False),  # drift | schedule | manual
+    Column("evidence", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("state", String(16), nullable=False),  # waiting | emitted | running | done | failed
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("flow_run_id", String(64)),
+    Column("updated_at", Float, nullable=False),
+    Column("outcome", String(400)),
+    sqlite_autoincrement=True,
+)
+
+PROMOTIONS = Table(
+    "promotions",  # who was champion when: the registry keeps no history of its aliases
+    METADATA,
+    Column("promotion", Integer, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("version", Integer),  # None: no champion from now on
+    Column("previous", Integer),
+    Column("reason", String(400), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
+Index("predictions_request", PREDICTIONS.c.request_id)
+__all__ = ["DECISIONS", "LABELS", "METADATA", "PREDICTIONS", "PROMOTIONS", "WINDOWS", "connect"]
+
+
+def connect(url: str) -> sa.Engine:
+    """An engine for the log database at an SQLAlchemy URL; tables are created where they are missing."""
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine, "connect")
+        def _pragmas(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            # WAL with NORMAL survives kill -9 of every process; only power loss may lose the last commits.
+            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    METADATA.create_all(engine)
+    return engine

@@ -1,0 +1,239 @@
+"""One typed settings object. Defaults here, `conf/<task>.toml` over them, `FEDLOOP_*` environment variables on top.
+
+Nested values take a double underscore: `FEDLOOP_TRAINING__ROUNDS=40`. Everything that could differ between a laptop
+and a federation of hospitals is a value here, so moving from one to the other changes no code.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from models.errors import BadInput
+from models.task import Task, find_task
+from monitoring.alarm import AlarmPolicy
+from monitoring.drift import DriftPolicy
+
+# Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+
+
+class SiteSettings(BaseModel):
+    """How a pooled public data set becomes sites in a rehearsal."""
+
+    count: int = Field(5, ge=1)
+    label_mix_alpha: float = Field(1.0, gt=0, description="Dirichlet concentration; small is more skewed")
+    camera_spread: float = Field(0.12, ge=0, le=0.5, description="how far gains differ between sites")
+
+
+class LabelSettings(BaseModel):
+    """What labels may cost, and how far one speaks for its cluster."""
+
+    budget_share: float = Field(0.10, gt=0, le=1, description="share of the rows whose labels are bought")
+    per_cluster: int = Field(2, ge=1, description="rows bought to stand for one cluster")
+    near_quantile: float = Field(0.5, gt=0, le=1, description="bought rows come from this nearest share")
+    spread_quantile: float = Field(0.75, ge=0, le=1, description="labels spread to this nearest share")
+    spread_weight: float = Field(0.5, ge=0, le=1, description="weight of a spread label in training")
+    lloyd_rounds: int = Field(5, ge=0, description="federated k-means iterations after the merge")
+
+
+class TrainingSettings(BaseModel):
+    """Federated training. `server` is the server's optimizer on the averaged update."""
+
+    rounds: int = Field(30, ge=1)
+    retrain_rounds: int = Field(30, ge=1)
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(20, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    server: Literal["sgd", "adam"] = "sgd"
+    server_learning_rate: float = Field(1.0, gt=0)
+    cohort_goal: int = Field(0, ge=0, description="sites a round; 0: all of them")
+    minimum_reports: float = Field(0.8, gt=0, le=1, description="share of the goal that must report")
+    clip_norm: float = Field(0.0, ge=0, description="L2 bound of a site's update; 0: none")
+    threads: int = Field(1, ge=1)
+
+
+class GateSettings(BaseModel):
+    """What a challenger must hold against the champion."""
+
+    overall_margin: float = Field(0.01, ge=0, description="how much worse the metric may be overall")
+    site_margin: float = Field(0.05, ge=0, description="how much worse it may be at any one site")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap: int = Field(200, ge=20, description="paired bootstrap replicates")
+    site_minimum_rows: int = Field(20, ge=1, description="sites with fewer rows cannot veto")
+
+
+class PortSettings(BaseModel):
+    prefect: int = 4200
+    mlflow: int = 5000
+    dashboard: int = 8000
+    service: int = 8080
+
+
+class RetrainSettings(BaseModel):
+    """When a decision may become a run."""
+
+    minimum_new_rows: int = Field(500, ge=1, description="rows of drifted traffic needed before it starts")
+    maximum_new_rows: int = Field(5000, ge=1)
+    cron: str = "0 3 * * 0"
+    monitor_interval_s: float = Field(180.0, gt=0)
+    reconcile_interval_s: float = Field(120.0, gt=0)
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="FEDLOOP_", env_nested_delimiter="__", extra="forbid")
+
+    task_name: str = "digits"
+    stage: Literal["live", "rehearsal"] = "live"
+    seed: int = 0
+    home: Path = Path(".fedloop")
+    out: Path = Path("out")
+    host: str = "127.0.0.1"
+    ports: PortSettings = PortSettings()
+    tracking_uri: str = ""
+    log_url: str = ""
+    sites: SiteSettings = SiteSettings()
+    labels: LabelSettings = LabelSettings()
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    drift: DriftPolicy = DriftPolicy()
+    alarm: AlarmPolicy = AlarmPolicy()
+    retrain: RetrainSettings = RetrainSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's values arrive as init arguments, and the environment goes over the file.
+        return (env_settings, init_settings)
+
+    @property
+    def task(self) -> Task:
+        return find_task(self.task_name)
+
+    @property
+    def slug(self) -> str:
+        """The task's name as folders and registries spell it."""
+        return self.task.name
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to this task and stage: site stores, training states, the log and its images.
+
+        A rehearsal has a folder (and a registered model) of its own: it never touches the live champion.
+        """
+        return self.home.absolute() / self.stage / self.slug
+
+    @property
+    def model_name(self) -> str:
+        """The registered model."""
+        return self.slug if self.stage == "live" else f"{self.slug}-rehearsal"
+
+    @property
+    def registry_uri(self) -> str:
+        """MLflow's tracking and registry store: SQLite under `home` unless `tracking_uri` names a server."""
+        return self.tracking_uri or f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.home.absolute() / "mlflow" / "artifacts"
+
+    @property
+    def database_url(self) -> str:
+        """The log database (traffic, windows, decisions, promotions)."""
+        return self.log_url or f"sqlite:///{self.folder / 'log.db'}"
+
+    @property
+    def images(self) -> Path:
+        """The image store of the traffic log."""
+        return self.folder / "images"
+
+    @property
+    def dashboard(self) -> Path:
+        """The Evidently workspace."""
+        return self.home.absolute() / "evidently"
+
+    def url(self, name: Literal["prefect", "mlflow", "dashboard", "service"]) -> str:
+        return f"http://{self.host}:{getattr(self.ports, name)}"
+
+    def environment(self) -> dict[str, str]:
+        """Environment variables for this process and its children, before any dependency is imported."""
+        home = self.home.absolute()
+        return TELEMETRY_OFF | {
+            "FEDLOOP_TASK_NAME": self.task_name,
+            "FEDLOOP_STAGE": self.stage,
+            "FEDLOOP_HOME": str(home),
+            "FEDLOOP_OUT": str(self.out.absolute()),
+            **{f"FEDLOOP_PORTS__{name.upper()}": str(port) for name, port in self.ports},
+            "MLFLOW_TRACKING_URI": self.registry_uri,
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_LOCAL_STORAGE_PATH": str(home / "prefect" / "storage"),
+            "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "prefect" / "storage"),
+            "PREFECT_API_URL": self.url("prefect") + "/api",
+            "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+            # In memory, a restart of the server would crash healthy runs.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION": "60",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        }
+
+    def apply_environment(self) -> None:
+        os.environ.update(self.environment())
+
+
+def load_settings(task_name: str | None = None, **overrides: Any) -> Settings:
+    """Settings for a task: its recipe, then `conf/<task>.toml`, then `overrides`, then the environment.
+
+    Raises:
+        BadInput: an unknown task, a broken file, or a value that does not fit; the message names it.
+    """
+    name = task_name or os.environ.get("FEDLOOP_TASK_NAME") or "digits"
+    task = find_task(name)
+    values: dict[str, Any] = _merge({}, dict(task.recipe))
+    path = Path(os.environ.get("FEDLOOP_CONF", "conf")) / f"{task.name}.toml"
+    if path.is_file():
+        try:
+            values = _merge(values, tomllib.loads(path.read_text()))
+        except tomllib.TOMLDecodeError as error:
+            raise BadInput(f"{path} is not valid TOML: {error}") from error
+    values = _merge(values, overrides)
+    try:
+        if task_name:
+            os.environ["FEDLOOP_TASK_NAME"] = task_name
+        return Settings(**(values | {"task_name": name}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"setting {where!r}: {first['msg']} (looked in {path} and FEDLOOP_*)") from error
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
