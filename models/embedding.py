@@ -16,3 +16,16 @@ def normalised_pixels(images: Images) -> NDArray[np.float32]:
     flat = images.reshape(len(images), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     return np.asarray(flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6), dtype=np.float32)
+
+
+def nearest_centroid(
+    features: NDArray[np.float32], centroids: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The index of the nearest centroid and the Euclidean distance to it, each [n].
+
+    features: [n, d]; centroids: [k, d].
+    """
+    points = features.astype(np.float64)
+    squared = (points**2).sum(1)[:, None] - 2.0 * points @ centroids.T + (centroids**2).sum(1)[None, :]
+    nearest = squared.argmin(axis=1)
+    return nearest, np.sqrt(np.maximum(squared[np.arange(len(points)), nearest], 0.0))

@@ -1,0 +1,223 @@
+"""Jobs and answers: what a site may be asked, and the only things it may send back.
+
+This file is the privacy boundary. A row, an image, an embedding of one row or a row's label never appears in an
+answer; every array's size depends on the model, the clusters or the bins that the job names, never on how
+many rows the site holds. A test lists the answer types and fails when a new one appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Parameters = dict[str, torch.Tensor]
+"""A model's weights or an update of them, by name, float32."""
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pair of functions: on_site changes a site's update before it leaves, on_server the reduced update."""
+
+    name: str
+    on_site: Callable[[Parameters], Parameters]
+    on_server: Callable[[Parameters], Parameters]
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What a site does with a model in one round: plain SGD over its labelled rows."""
+
+    epochs: int = 1
+    batch_size: int = 20
+    learning_rate: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    round: int
+    seed: int
+    labelling: str
+    snapshots: tuple[str, ...]
+    parameters: Parameters
+    work: LocalWork
+    stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Judge one or two models on the site's evaluation rows: the challenger first, the champion where there is one.
+
+    slice_edges: quality column → inner quantile edges; replicates: paired bootstrap draws.
+    """
+
+    snapshots: tuple[str, ...]
+    models: tuple[Parameters, ...]
+    slice_edges: dict[str, tuple[float, ...]]
+    replicates: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DescribeJob:
+    """Histograms of the quality columns over [0, 1]."""
+
+    snapshots: tuple[str, ...]
+    split: str
+    bins: int = 200
+
+
+@dataclass(frozen=True)
+class ClusterJob:
+    """k-means on the site's own rows: where the global clusters start from."""
+
+    snapshots: tuple[str, ...]
+    clusters: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class AssignJob:
+    """Assign the rows to the global centroids [k, d]: one federated Lloyd iteration."""
+
+    snapshots: tuple[str, ...]
+    centroids: Floats
+    distance_bins: int = 64
+
+
+@dataclass(frozen=True)
+class AnnotateJob:
+    """Buy labels: `quota[k]` rows of each cluster, drawn at random among those within `near[k]` of its centroid."""
+
+    snapshots: tuple[str, ...]
+    centroids: Floats
+    near: Floats
+    quota: Counts
+    seed: int
+
+
+@dataclass(frozen=True)
+class SpreadJob:
+    """Write the labels of a training run: bought rows, and rows within `reach[k]` of a cluster that has a label.
+
+    label[k] is -1 where the annotated members of the cluster did not agree.
+    """
+
+    labelling: str
+    snapshots: tuple[str, ...]
+    centroids: Floats
+    reach: Floats
+    label: Counts
+    weight: float
+
+
+@dataclass(frozen=True)
+class ReferenceJob:
+    """Write what a monitor compares this site's traffic with, for one model version; only a count comes back."""
+
+    snapshots: tuple[str, ...]
+    parameters: Parameters
+    centroids: Floats
+    version: str
+
+
+Job = TrainJob | EvaluateJob | DescribeJob | ClusterJob | AssignJob | AnnotateJob | SpreadJob | ReferenceJob
+
+# -- answers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainAnswer:
+    delta: Parameters
+    examples: float  # sum of the rows' weights
+    loss: float  # mean over the local steps
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Sums from which accuracy, AUC and calibration follow, for one model at one site."""
+
+    correct: int
+    confidence_bins: Floats  # [3, bins]: rows, summed confidence, correct rows, by confidence
+    scores: Counts  # [classes, 2, score bins]: histogram of each class' probability, for other and own rows
+    replicate_correct: Floats  # [replicates]
+    replicate_scores: Floats  # [replicates, 2, score bins], of class 1; empty unless the task's metric is auc
+
+
+@dataclass(frozen=True)
+class EvaluateAnswer:
+    rows: int
+    models: tuple[ModelScores, ...]
+    slices: dict[str, Counts]  # column → [quantiles, 1 + models]: rows and correct rows
+    replicate_rows: Floats  # [replicates]
+
+
+@dataclass(frozen=True)
+class DescribeAnswer:
+    rows: int
+    histograms: dict[str, Counts]
+
+
+@dataclass(frozen=True)
+class ClusterAnswer:
+    centroids: Floats  # [clusters, d]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class AssignAnswer:
+    sums: Floats  # [k, d]
+    counts: Counts  # [k]
+    distances: Counts  # [k, bins]: histogram of the distance to the centroid over [0, 2]
+
+
+@dataclass(frozen=True)
+class AnnotateAnswer:
+    histogram: Counts  # [k, classes] of the labels bought
+    bought: int
+    new: int  # of these, not paid for before
+
+
+@dataclass(frozen=True)
+class SpreadAnswer:
+    bought: int
+    spread: int
+    unlabelled: int
+    spread_correct: int  # against the archive's truth where the site has it: for the rehearsal's report
+    spread_known: int
+
+
+@dataclass(frozen=True)
+class ReferenceAnswer:
+    rows: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site that could not answer; the round goes on without it."""
+
+    reason: str
+
+
+Answer = (
+    TrainAnswer
+    | EvaluateAnswer
+    | DescribeAnswer
+    | ClusterAnswer
+    | AssignAnswer
+    | AnnotateAnswer
+    | SpreadAnswer
+    | ReferenceAnswer
+)

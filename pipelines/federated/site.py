@@ -1,0 +1,252 @@
+"""A site: answers jobs on data that stays. Jobs come in, answers go out, nothing else.
+
+The same code runs inside the embedded engine and, at a hospital, behind whatever carries the jobs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.func import functional_call
+
+from models.embedding import nearest_centroid
+from models.images import Images, to_tensor
+from models.quality import QUALITY_COLUMNS
+from models.task import Task
+from pipelines.federated import jobs
+from pipelines.federated.jobs import Answer, Failure, Job, Parameters
+from pipelines.federated.local_work import Batch, LabelledRows, batches, draw_seed, train_one
+from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
+from pipelines.federated.stages import on_site
+from pipelines.federated.store import SiteStore, stack_images
+
+DISTANCE_RANGE = 2.0
+"""Distances between normalised embeddings lie in [0, 2]."""
+
+
+class Annotator(Protocol):
+    """Whoever says what a row shows: a clinician's queue, or in rehearsals an oracle that counts what it reveals."""
+
+    name: str
+
+    def label(self, store: SiteStore, snapshots: Sequence[str], row_ids: Sequence[str]) -> dict[str, int]:
+        """row_id → class index, for the rows it could label."""
+        ...
+
+
+class OracleAnnotator:
+    """Reveals the archive's truth, one row at a time, and counts every reveal."""
+
+    name = "oracle"
+
+    def __init__(self) -> None:
+        self.revealed = 0
+
+    def label(self, store: SiteStore, snapshots: Sequence[str], row_ids: Sequence[str]) -> dict[str, int]:
+        truth = store.truth(snapshots)
+        labels = {row: int(truth[row]) for row in row_ids if row in truth.index}
+        self.revealed += len(labels)
+        return labels
+
+
+class Site:
+    """One holder of data. `answer` is the only way in and out."""
+
+    def __init__(self, task: Task, store: SiteStore, annotator: Annotator | None = None) -> None:
+        self.task = task
+        self.store = store
+        self.annotator: Annotator = annotator or OracleAnnotator()
+        self.name = store.site
+        self._images = lru_cache(maxsize=4)(self._load_images)
+        self._training = lru_cache(maxsize=1)(self._load_training)
+        self._handlers: dict[type, Callable[..., Answer]] = {
+            jobs.TrainJob: self.train,
+            jobs.EvaluateJob: self.evaluate,
+            jobs.DescribeJob: self.describe,
+            jobs.ClusterJob: self.cluster,
+            jobs.AssignJob: self.assign,
+            jobs.AnnotateJob: self.annotate,
+            jobs.SpreadJob: self.spread,
+            jobs.ReferenceJob: self.write_reference,
+        }
+
+    def answer(self, job: Job) -> Answer | Failure:
+        """The answer to a job, or a Failure with its reason: a site that fails never ends a round."""
+        try:
+            return self._handlers[type(job)](job)
+        except Exception as error:  # the boundary: whatever went wrong here is a value over there
+            return Failure(f"{self.name}: {type(error).__name__}: {error}")
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def _load_images(self, snapshots: tuple[str, ...], split: str) -> tuple[pd.DataFrame, Images]:
+        rows = self.store.rows(snapshots, "train" if split == "train" else "evaluation")
+        return rows, stack_images(rows["png"], self.task.input)
+
+    def _embedded(self, snapshots: tuple[str, ...]) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+        rows, images = self._images(snapshots, "train")
+        return rows, self.task.embed(images)
+
+    def _load_training(self, labelling: str, snapshots: tuple[str, ...]) -> LabelledRows:
+        rows, images = self._images(snapshots, "train")
+        labels = self.store.labels(labelling).set_index("row_id")
+        position = np.flatnonzero(rows["row_id"].isin(labels.index).to_numpy())
+        own = labels.loc[rows["row_id"].iloc[position]]
+        return LabelledRows(
+            images[position],
+            torch.tensor(own["label"].to_numpy(), dtype=torch.int64),
+            torch.tensor(own["weight"].to_numpy(), dtype=torch.float32),
+        )
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def draw_batches(self, job: jobs.TrainJob) -> tuple[list[Batch], float]:
+        """The batches of one round and the sum of the rows' weights; depends on the seed, the round and the site."""
+        rows = self._training(job.labelling, job.snapshots)
+        seed = draw_seed(job.seed, job.round, self.name)
+        return batches(rows, job.work, seed, self.task.augment), float(rows.weights.sum())
+
+    def train(self, job: jobs.TrainJob) -> jobs.TrainAnswer:
+        steps, examples = self.draw_batches(job)
+        delta, loss = train_one(self.task.build_model(), job.parameters, steps, job.work)
+        return jobs.TrainAnswer(on_site(job.stages, delta), examples, loss)
+
+    # -- evaluation -------------------------------------------------------------------------------------------
+
+    def _probabilities(self, parameters: Parameters, images: Images) -> NDArray[np.float64]:
+        model = self.task.build_model().eval()
+        with torch.no_grad():
+            outputs = [
+                functional_call(model, parameters, (to_tensor(images[start : start + 512]),))
+                for start in range(0, len(images), 512)
+            ]
+        if not outputs:
+            return np.zeros((0, len(self.task.classes)))
+        return torch.softmax(torch.cat(outputs).double(), dim=1).numpy()
+
+    def evaluate(self, job: jobs.EvaluateJob) -> jobs.EvaluateAnswer:
+        rows, images = self._images(job.snapshots, "evaluation")
+        truth = self.store.truth(job.snapshots).reindex(rows["row_id"])
+        known = truth.notna().to_numpy()
+        rows, images, labels = rows[known], images[known], truth[known].to_numpy(dtype=np.int64)
+        weights = replicate_weights(job.replicates, len(labels), draw_seed(job.seed, self.name))
+        all_probabilities = [self._probabilities(parameters, images) for parameters in job.models]
+        scores = [score_model(p, labels, weights, self.task.metric == "auc") for p in all_probabilities]
+        correct = np.stack([p.argmax(1) == labels for p in all_probabilities])
+        slices = {
+            column: slice_counts(rows[column].to_numpy(), edges, correct) for column, edges in job.slice_edges.items()
+        }
+        return jobs.EvaluateAnswer(len(labels), tuple(scores), slices, weights.sum(axis=1))
+
+    def describe(self, job: jobs.DescribeJob) -> jobs.DescribeAnswer:
+        rows, _ = self._images(job.snapshots, job.split)
+        histograms = {
+            column: np.histogram(rows[column].to_numpy(), bins=job.bins, range=(0.0, 1.0))[0].astype(np.int64)
+            for column in QUALITY_COLUMNS
+        }
+        return jobs.DescribeAnswer(len(rows), histograms)
+
+    # -- labels -----------------------------------------------------------------------------------------------
+
+    def cluster(self, job: jobs.ClusterJob) -> jobs.ClusterAnswer:
+        from sklearn.cluster import KMeans
+
+        _, features = self._embedded(job.snapshots)
+        clusters = min(job.clusters, len(features))
+        if clusters == 0:
+            return jobs.ClusterAnswer(np.zeros((0, features.shape[1])), np.zeros(0, dtype=np.int64))
+        seed = draw_seed(job.seed, self.name) % 2**31
+        fitted = KMeans(clusters, n_init=1, random_state=seed).fit(features.astype(np.float64))
+        counts = np.bincount(fitted.labels_, minlength=clusters).astype(np.int64)
+        return jobs.ClusterAnswer(fitted.cluster_centers_, counts)
+
+    def assign(self, job: jobs.AssignJob) -> jobs.AssignAnswer:
+        _, features = self._embedded(job.snapshots)
+        nearest, distance = nearest_centroid(features, job.centroids)
+        clusters = len(job.centroids)
+        sums = np.zeros_like(job.centroids)
+        np.add.at(sums, nearest, features.astype(np.float64))
+        bins = np.minimum((distance / DISTANCE_RANGE * job.distance_bins).astype(np.int64), job.distance_bins - 1)
+        histogram = np.zeros((clusters, job.distance_bins), dtype=np.int64)
+        np.add.at(histogram, (nearest, bins), 1)
+        return jobs.AssignAnswer(sums, np.bincount(nearest, minlength=clusters).astype(np.int64), histogram)
+
+    def annotate(self, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
+        rows, features = self._embedded(job.snapshots)
+        nearest, distance = nearest_centroid(features, job.centroids)
+        rng = np.random.default_rng(draw_seed(job.seed, self.name))
+        chosen: list[int] = []
+        for cluster in np.flatnonzero(job.quota):
+            members = np.flatnonzero((nearest == cluster) & (distance <= job.near[cluster]))
+            take = min(int(job.quota[cluster]), len(members))
+            chosen.extend(int(i) for i in rng.choice(members, size=take, replace=False))
+        row_ids = [str(rows["row_id"].iloc[i]) for i in chosen]
+        known = self.store.annotations()
+        asked = [row for row in row_ids if row not in known]
+        new = self.store.annotate(self.annotator.label(self.store, job.snapshots, asked), self.annotator.name)
+        labels = self.store.annotations()
+        histogram = np.zeros((len(job.centroids), len(self.task.classes)), dtype=np.int64)
+        for i, row in zip(chosen, row_ids, strict=True):
+            if row in labels:
+                histogram[nearest[i], labels[row]] += 1
+        return jobs.AnnotateAnswer(histogram, int(histogram.sum()), new)
+
+    def spread(self, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
+        rows, features = self._embedded(job.snapshots)
+        nearest, distance = nearest_centroid(features, job.centroids)
+        bought = rows["row_id"].map(self.store.annotations())
+        is_bought = bought.notna().to_numpy()
+        reached = ~is_bought & (job.label[nearest] >= 0) & (distance <= job.reach[nearest]) & (job.weight > 0)
+        label = np.where(is_bought, bought.fillna(-1).to_numpy(dtype=np.int64), job.label[nearest])
+        keep = is_bought | reached
+        table = pd.DataFrame(
+            {
+                "row_id": rows["row_id"],
+                "label": label,
+                "weight": np.where(is_bought, 1.0, job.weight),
+                "how": np.where(is_bought, "bought", "spread"),
+            }
+        )[keep]
+        self.store.write_labels(job.labelling, table)
+        truth = self.store.truth(job.snapshots).reindex(rows["row_id"][reached])
+        known = truth.notna().to_numpy()
+        correct = int((truth[known].to_numpy(dtype=np.int64) == label[reached][known]).sum())
+        return jobs.SpreadAnswer(
+            bought=int(is_bought.sum()),
+            spread=int(reached.sum()),
+            unlabelled=int((~keep).sum()),
+            spread_correct=correct,
+            spread_known=int(known.sum()),
+        )
+
+    # -- watching ---------------------------------------------------------------------------------------------
+
+    def write_reference(self, job: jobs.ReferenceJob) -> jobs.ReferenceAnswer:
+        splits = [self._images(job.snapshots, split) for split in ("evaluation", "train")]
+        frames = []
+        for rows, images in splits:
+            if not len(rows):
+                continue
+            probabilities = self._probabilities(job.parameters, images)
+            _, distance = nearest_centroid(self.task.embed(images), job.centroids)
+            frames.append(
+                rows[list(QUALITY_COLUMNS)].assign(
+                    embedding_distance=distance,
+                    confidence=probabilities.max(axis=1),
+                    prediction=probabilities.argmax(axis=1),
+                )
+            )
+        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        self.store.write_reference(job.version, table)
+        return jobs.ReferenceAnswer(len(table))
+
+
+def sites_of(task: Task, folder: Mapping[str, SiteStore], annotator: Annotator | None = None) -> dict[str, Site]:
+    """A Site over each store, by name."""
+    return {name: Site(task, store, annotator) for name, store in folder.items()}

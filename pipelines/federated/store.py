@@ -1,0 +1,212 @@
+"""A site's own store: snapshots, quarantine, truth, annotations, labels and references. It never leaves the site.
+
+Layout under `<folder>/sites/<site>/`:
+
+    snapshots/<id>.parquet, <id>.json   validated rows and their manifest, named by their content
+    quarantine/<digest>.parquet         rows that were refused, with row number and reason
+    truth/<id>.parquet                  what the archive would say if asked; only annotators and evaluation ask
+    annotations.db                      every label that was ever paid for; a row is paid for once
+    labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
+    reference/<version>.parquet         what a monitor compares this site's traffic with
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+
+from models.errors import BadInput, Missing
+from models.images import ImageInput, Images, decode_png
+
+Split = Literal["train", "evaluation"]
+
+_SCHEMA = sa.MetaData()
+_ANNOTATIONS = sa.Table(
+    "annotations",
+    _SCHEMA,
+    sa.Column("row_id", sa.String(32), primary_key=True),
+    sa.Column("label", sa.Integer, nullable=False),
+    sa.Column("annotator", sa.String(64), nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a snapshot holds. `id` is a hash of its rows, so the same rows are the same snapshot."""
+
+    id: str
+    task: str
+    site: str
+    split: Split
+    source: str
+    rows: int
+    quarantined: int
+    schema: dict[str, str]
+    sha256: str
+    parent: str | None
+
+
+class SiteStore:
+    """The store of one site, in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def site(self) -> str:
+        return self.root.name
+
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    def has(self, snapshot: str) -> bool:
+        return (self.root / "snapshots" / f"{snapshot}.json").is_file()
+
+    def write(self, manifest: Manifest, rows: pd.DataFrame, truth: pd.DataFrame) -> Manifest:
+        """Keep a snapshot; the manifest goes last, so a snapshot that has one is whole."""
+        self._parquet("truth", manifest.id, truth)
+        path = self._parquet("snapshots", manifest.id, rows)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        whole = Manifest(**(asdict(manifest) | {"sha256": digest}))
+        write_atomically(path.with_suffix(".json"), json.dumps(asdict(whole), indent=2).encode())
+        return whole
+
+    def manifest(self, snapshot: str) -> Manifest:
+        """The manifest of a snapshot.
+
+        Raises:
+            Missing: this site has no such snapshot.
+        """
+        path = self.root / "snapshots" / f"{snapshot}.json"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no snapshot {snapshot} ({path}); run `fedloop ingest` first")
+        return Manifest(**json.loads(path.read_text()))
+
+    def manifests(self) -> list[Manifest]:
+        return [self.manifest(path.stem) for path in sorted((self.root / "snapshots").glob("*.json"))]
+
+    def rows(self, snapshots: Sequence[str], split: Split) -> pd.DataFrame:
+        """The rows of those snapshots that belong to a split: row_id, png, snapshot and the quality columns.
+
+        Raises:
+            Missing: a snapshot is not there.
+            BadInput: a snapshot's file is not the one its manifest describes.
+        """
+        frames = []
+        for snapshot in snapshots:
+            manifest = self.manifest(snapshot)
+            if manifest.split != split:
+                continue
+            path = self.root / "snapshots" / f"{snapshot}.parquet"
+            if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.sha256:
+                raise BadInput(f"{path} was changed after it was written; restore it or ingest its source again")
+            frames.append(pd.read_parquet(path).assign(snapshot=snapshot))
+        if not frames:
+            return pd.DataFrame({"row_id": [], "png": [], "snapshot": []})
+        return pd.concat(frames, ignore_index=True).drop_duplicates("row_id", ignore_index=True)
+
+    def truth(self, snapshots: Sequence[str]) -> pd.Series:
+        """row_id → label, for an annotator or an evaluation. Training never reads this."""
+        frames = [
+            pd.read_parquet(path)
+            for snapshot in snapshots
+            if (path := self.root / "truth" / f"{snapshot}.parquet").is_file()
+        ]
+        if not frames:
+            return pd.Series(dtype="int64")
+        table = pd.concat(frames, ignore_index=True).drop_duplicates("row_id")
+        return table.set_index("row_id")["label"]
+
+    def refuse(self, source: str, refused: pd.DataFrame) -> None:
+        """Keep what was not ingested: row number in its source, reason. The same refusals are kept once."""
+        if len(refused):
+            table = refused.assign(source=source)
+            self._parquet("quarantine", digest(table.to_dict("list")), table)
+
+    def quarantine(self) -> pd.DataFrame:
+        """Every refused row: row, reason, source."""
+        frames = [pd.read_parquet(path) for path in sorted((self.root / "quarantine").glob("*.parquet"))]
+        return (
+            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"row": [], "reason": [], "source": []})
+        )
+
+    # -- labels -----------------------------------------------------------------------------------------------
+
+    def annotations(self) -> dict[str, int]:
+        """row_id → label, everything ever paid for at this site."""
+        with self._annotations().begin() as connection:
+            return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
+
+    def annotate(self, labels: dict[str, int], annotator: str) -> int:
+        """Keep bought labels; returns how many were new. A row that has a label keeps it."""
+        known = self.annotations()
+        new = [
+            {"row_id": row, "label": int(label), "annotator": annotator}
+            for row, label in labels.items()
+            if row not in known
+        ]
+        if new:
+            with self._annotations().begin() as connection:
+                connection.execute(sa.insert(_ANNOTATIONS), new)
+        return len(new)
+
+    def _annotations(self) -> sa.Engine:
+        self.root.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(f"sqlite:///{self.root / 'annotations.db'}", poolclass=sa.pool.NullPool)
+        _SCHEMA.create_all(engine)
+        return engine
+
+    def write_labels(self, labelling: str, table: pd.DataFrame) -> None:
+        """What one training run learns from: row_id, label, weight, how."""
+        self._parquet("labels", labelling, table)
+
+    def labels(self, labelling: str) -> pd.DataFrame:
+        path = self.root / "labels" / f"{labelling}.parquet"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no labelling {labelling}; run the labelling step first")
+        return pd.read_parquet(path)
+
+    # -- references -------------------------------------------------------------------------------------------
+
+    def write_reference(self, version: str, table: pd.DataFrame) -> None:
+        self._parquet("reference", version, table)
+
+    def reference(self, version: str) -> pd.DataFrame:
+        path = self.root / "reference" / f"{version}.parquet"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no reference for version {version} (looked for {path})")
+        return pd.read_parquet(path)
+
+    def _parquet(self, kind: str, name: str, table: pd.DataFrame) -> Path:
+        path = self.root / kind / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        table.to_parquet(partial, index=False)
+        partial.replace(path)
+        return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or none: never a torn one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def stack_images(pngs: Iterable[bytes], schema: ImageInput) -> Images:
+    """uint8 [n, height, width, channels] from PNG bytes."""
+    images = [decode_png(png, schema) for png in pngs]
+    return np.stack(images) if images else np.zeros((0, *schema.shape), dtype=np.uint8)
+
+
+def digest(*parts: Any) -> str:
+    """A 16-hex-digit name for a piece of content, of its JSON form."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

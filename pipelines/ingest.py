@@ -1,0 +1,161 @@
+"""Raw rows in, validated content-addressed snapshots out; what is refused goes to quarantine with its reason.
+
+This runs at the site. Rows that an earlier snapshot already holds are passed over, so ingesting the same source
+again creates nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from models.errors import BadInput
+from models.images import ImageInput, content_hash, decode_png, encode_png, from_unit_floats
+from models.quality import QUALITY_COLUMNS, quality
+from models.task import Rows, Task
+from pipelines.federated.store import Manifest, SiteStore, Split, digest
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """snapshots: what the site now has of this split, oldest first; the rest says what this call did."""
+
+    snapshots: tuple[str, ...]
+    new_rows: int
+    known_rows: int
+    quarantined: int
+    reused: bool
+
+
+def ingest(
+    store: SiteStore, task: Task, rows: Rows, split: Split, source: str, parents: Sequence[str] = ()
+) -> Ingested:
+    """Validate a source and keep its new rows as one snapshot of the site.
+
+    parents: snapshots of this split that the new one follows; their rows count as known.
+
+    Raises:
+        BadInput: the source is empty, or not one of its rows is good.
+    """
+    if len(rows) == 0:
+        raise BadInput(f"site {store.site}: the source {source!r} has no rows")
+    table = _read(rows, task)
+    refused = _validate(table, task)
+    store.refuse(source, refused)
+    good = table[~table["row"].isin(refused["row"])]
+    if good.empty:
+        raise BadInput(
+            f"site {store.site}: all {len(table)} rows of {source!r} are bad, nothing was ingested; "
+            f"the first: row {refused['row'].iloc[0]}: {refused['reason'].iloc[0]}"
+        )
+    known = set(store.rows(list(parents), split)["row_id"]) if parents else set()
+    new = good[~good["row_id"].isin(known)].sort_values("row_id", ignore_index=True)
+    known_rows = len(good) - len(new)
+    if new.empty:
+        return Ingested(tuple(parents), 0, known_rows, len(refused), reused=True)
+    truth = new[["row_id", "label"]].dropna().astype({"label": "int64"}).reset_index(drop=True)
+    content = new[["row_id", "png", *QUALITY_COLUMNS]]
+    name = digest(task.name, store.site, split, list(new["row_id"]), truth["label"].tolist())
+    if not store.has(name):
+        manifest = Manifest(
+            id=name,
+            task=task.name,
+            site=store.site,
+            split=split,
+            source=source,
+            rows=len(content),
+            quarantined=len(refused),
+            schema={str(column): str(kind) for column, kind in content.dtypes.items()},
+            sha256="",
+            parent=parents[-1] if parents else None,
+        )
+        store.write(manifest, content, truth)
+        return Ingested((*parents, name), len(new), known_rows, len(refused), reused=False)
+    return Ingested((*parents, name), len(new), known_rows, len(refused), reused=True)
+
+
+def read_image(image: Any, schema: ImageInput) -> NDArray[np.uint8]:
+    """One raw image, whatever its form, as uint8 [height, width, channels].
+
+    Raises:
+        BadInput: with what is wrong with it.
+    """
+    if isinstance(image, bytes):
+        return decode_png(image, schema)
+    if not isinstance(image, np.ndarray):
+        raise BadInput(f"the image is a {type(image).__name__}, not an array or the bytes of an image file")
+    if image.dtype == np.uint8:
+        array = image[:, :, None] if image.ndim == 2 else image
+        if array.shape != schema.shape:
+            raise BadInput(f"the image has shape {list(image.shape)}; this task takes {list(schema.shape)}")
+        return array
+    if not np.issubdtype(image.dtype, np.floating):
+        raise BadInput(f"the image has values of type {image.dtype}; uint8 or floats in [0, 1] are understood")
+    return from_unit_floats(image, schema)
+
+
+def _read(rows: Rows, task: Task) -> pd.DataFrame:
+    """One line per raw row: row, problem (or None), row_id, png, label and the quality columns."""
+    lines: list[dict[str, Any]] = []
+    arrays = []
+    for number, (image, label) in enumerate(zip(rows.images, rows.labels, strict=True)):
+        try:
+            array = read_image(image, task.input)
+        except BadInput as error:
+            lines.append({"row": number, "problem": str(error), "row_id": None, "png": None, "label": label})
+            continue
+        png = encode_png(array)
+        arrays.append(array)
+        lines.append({"row": number, "problem": None, "row_id": content_hash(png), "png": png, "label": label})
+    table = pd.DataFrame(lines)
+    table["label"] = pd.to_numeric(table["label"], errors="coerce").where(table["label"].notna())
+    readable = table["problem"].isna()
+    table[list(QUALITY_COLUMNS)] = np.nan
+    if arrays:
+        table.loc[readable, list(QUALITY_COLUMNS)] = quality(np.stack(arrays)).to_numpy()
+    # A label that is there but is no number is an unknown one, not a missing one.
+    wordy = pd.Series([label is not None for label in rows.labels]) & table["label"].isna()
+    table.loc[wordy, "label"] = -1
+    return table
+
+
+def _validate(table: pd.DataFrame, task: Task) -> pd.DataFrame:
+    """row, reason of every row that must not go on, by a pandera schema checked as a whole."""
+    import pandera.pandas as pa
+
+    classes = len(task.classes)
+    readable = table[table["problem"].isna()].set_index("row")
+    schema = pa.DataFrameSchema(
+        {
+            "label": pa.Column(
+                float,
+                pa.Check(lambda s: s.isin(range(classes)), name=f"unknown label; known are 0 to {classes - 1}"),
+                nullable=True,
+                coerce=True,
+            ),
+            "row_id": pa.Column(
+                checks=pa.Check(lambda s: ~s.duplicated(keep="first"), name="a duplicate of an earlier row")
+            ),
+            **{
+                column: pa.Column(float, pa.Check.in_range(0.0, 4.0, name=f"{column} out of range"))
+                for column in QUALITY_COLUMNS
+            },
+        }
+    )
+    reasons: dict[int, str] = {
+        int(row): problem for row, problem in table.loc[table["problem"].notna(), ["row", "problem"]].to_numpy()
+    }
+    try:
+        schema.validate(readable, lazy=True)
+    except pa.errors.SchemaErrors as failures:
+        for case in failures.failure_cases.itertuples():
+            if case.index is not None and not pd.isna(case.index):
+                reasons.setdefault(int(case.index), f"{case.check} ({case.column} is {case.failure_case})")
+    return pd.DataFrame(
+        {"row": list(reasons), "reason": list(reasons.values())}, columns=["row", "reason"]
+    ).sort_values("row", ignore_index=True)
