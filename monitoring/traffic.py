@@ -1,0 +1,224 @@
+"""The traffic log: what was predicted, on which picture, and what it later turned out to be.
+
+In go predictions (rows in the log database, pictures in a content-addressed folder) and delayed labels; out come
+windows of them as data frames. Rows are appended and never changed, so a window costs what its own size costs.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from models.errors import BadInput, Missing
+from models.quality import QUALITY_COLUMNS
+from monitoring.database import LABELS, PREDICTIONS, connect
+
+COLUMNS = [column.name for column in PREDICTIONS.columns]
+LABEL_COLUMN = "label"
+
+_HASH = re.compile(r"[0-9a-f]{32}")
+_CHUNK = 500  # bound parameters of one statement; SQLite's older limit is 999
+# Holders take turns, so that seq has the order of the commits and a reader's cursor never passes a row by.
+_WRITERS_TURN = sa.text("SELECT pg_advisory_xact_lock(7240311)")
+
+
+class UnknownPrediction(BadInput):
+    """A label for a prediction that the log does not hold."""
+
+
+class Conflict(BadInput):
+    """A source says of a prediction something else than it said before."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS."""
+
+    prediction_id: str
+    request_id: str | None
+    site: str
+    at: float
+    model_version: int
+    png: bytes
+    image_hash: str
+    prediction: int
+    confidence: float
+    probabilities: list[float]
+    quality: Sequence[float]
+
+    def row(self) -> dict[str, object]:
+        names = [name for name in COLUMNS if name != "seq" and name not in QUALITY_COLUMNS]
+        values: dict[str, object] = {name: getattr(self, name) for name in names}
+        return values | dict(zip(QUALITY_COLUMNS, self.quality, strict=True))
+
+
+@dataclass(frozen=True)
+class Label:
+    """Delayed ground truth: `source` says at time `at` that the prediction should have been class `label`."""
+
+    prediction_id: str
+    label: int
+    source: str
+    at: float
+
+
+class TrafficLog:
+    """The log over one database engine and one image folder. Safe to share between threads."""
+
+    def __init__(self, engine: sa.Engine, images: Path) -> None:
+        self.engine = engine
+        self.images = images
+
+    @classmethod
+    def open(cls, database_url: str, images: Path) -> Self:
+        url = sa.make_url(database_url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        return cls(connect(database_url), images)
+
+    def record(self, predictions: Sequence[Prediction]) -> None:
+        """Write all of them or none. Recording the same predictions again changes nothing."""
+        for prediction in predictions:
+            self._keep_image(prediction.image_hash, prediction.png)
+        if not predictions:
+            return
+        with self.engine.begin() as connection:
+            if self.engine.dialect.name == "postgresql":
+                connection.execute(_WRITERS_TURN)
+            connection.execute(self._insert_new(PREDICTIONS), [prediction.row() for prediction in predictions])
+
+    def label(self, prediction_id: str, label: int, source: str, at: float) -> Literal["stored", "already"]:
+        """Write one delayed label; see `label_all`."""
+        return self.label_all([Label(prediction_id, label, source, at)])[0]
+
+    def label_all(self, labels: Sequence[Label]) -> list[Literal["stored", "already"]]:
+        """Write all of them or none; one that its source has given before is "already" there.
+
+        Raises:
+            UnknownPrediction: the log has no such prediction.
+            Conflict: the same source has given that prediction another label.
+        """
+        said: list[Literal["stored", "already"]] = []
+        with self.engine.begin() as connection:
+            for row, label in enumerate(labels):
+                where = f"row {row}: " if len(labels) > 1 else ""
+                known = sa.select(PREDICTIONS.c.seq).where(PREDICTIONS.c.prediction_id == label.prediction_id)
+                if connection.execute(known).first() is None:
+                    raise UnknownPrediction(f"{where}there is no prediction {label.prediction_id!r} in the log")
+                new = connection.execute(self._insert_new(LABELS), vars(label)).rowcount == 1
+                said.append("stored" if new else "already")
+                before = connection.execute(
+                    sa.select(LABELS.c.label).where(
+                        LABELS.c.prediction_id == label.prediction_id, LABELS.c.source == label.source
+                    )
+                ).scalar_one()
+                if before != label.label:
+                    raise Conflict(
+                        f"{where}{label.source!r} has labelled prediction {label.prediction_id!r} {before} before, "
+                        f"and {label.label} now; labels are never changed, so send the correction under another source"
+                    )
+        return said
+
+    def window(self, from_seq: int, rows: int, lateness_s: float, now: float) -> pd.DataFrame:
+        """The next predictions from `from_seq` on, `rows` at most, up to the first that is younger than `lateness_s`.
+
+        It ends there, and does not merely leave the young one out: the next window starts at the last seq + 1, and
+        between the two no row may be lost.
+        """
+        seq, at = PREDICTIONS.c.seq, PREDICTIONS.c.at
+        head = sa.select(seq, at).where(seq >= from_seq).order_by(seq).limit(rows)
+        with self.engine.connect() as connection:
+            found = connection.execute(head).all()
+        end = from_seq
+        for row in found:
+            if row.at > now - lateness_s:
+                break
+            end = row.seq + 1
+        return self.between(from_seq, end)
+
+    def between(self, from_seq: int, to_seq: int) -> pd.DataFrame:
+        """The predictions with from_seq <= seq < to_seq in that order, with `label`: the last one given, or NA."""
+        seq = PREDICTIONS.c.seq
+        inside = (seq >= from_seq) & (seq < to_seq)
+        labels = (
+            sa.select(LABELS.c.prediction_id, LABELS.c.label)
+            .join(PREDICTIONS, PREDICTIONS.c.prediction_id == LABELS.c.prediction_id)
+            .where(inside)
+            .order_by(LABELS.c.at, LABELS.c.source)
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(sa.select(PREDICTIONS).where(inside).order_by(seq)).all()
+            given = {row.prediction_id: row.label for row in connection.execute(labels)}
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        for column in PREDICTIONS.columns:
+            if isinstance(column.type, sa.Integer | sa.Float):
+                frame[column.name] = frame[column.name].astype(
+                    "int64" if isinstance(column.type, sa.Integer) else float
+                )
+        frame[LABEL_COLUMN] = pd.array([given.get(key) for key in frame["prediction_id"]], dtype="Int64")
+        return frame
+
+    def image(self, image_hash: str) -> bytes:
+        """The PNG of that name.
+
+        Raises:
+            Missing: the image store does not hold it.
+        """
+        path = self._path(image_hash)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise Missing(f"the image {image_hash} is not in the image store (looked at {path})") from error
+
+    def count(self) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())
+
+    def last_seq(self) -> int:
+        """The seq of the newest prediction, 0 before the first."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.max(PREDICTIONS.c.seq))).scalar_one() or 0)
+
+    def missing_requests(self, request_ids: Iterable[str]) -> set[str]:
+        """Those of the request ids that the log does not hold."""
+        missing = set(request_ids)
+        asked = sorted(missing)
+        with self.engine.connect() as connection:
+            for start in range(0, len(asked), _CHUNK):
+                chunk = asked[start : start + _CHUNK]
+                there = sa.select(PREDICTIONS.c.request_id).where(PREDICTIONS.c.request_id.in_(chunk))
+                missing.difference_update(connection.execute(there).scalars())
+        return missing
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _insert_new(self, table: sa.Table) -> sa.Insert:
+        if self.engine.dialect.name == "postgresql":
+            return postgresql.insert(table).on_conflict_do_nothing()
+        return sqlite.insert(table).on_conflict_do_nothing()
+
+    def _path(self, image_hash: str) -> Path:
+        if not _HASH.fullmatch(image_hash):
+            raise BadInput(f"{image_hash!r} is no image name: 32 hexadecimal digits are")
+        return self.images / image_hash[:2] / f"{image_hash}.png"
+
+    def _keep_image(self, image_hash: str, png: bytes) -> None:
+        path = self._path(image_hash)
+        if path.exists():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            part.write_bytes(png)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

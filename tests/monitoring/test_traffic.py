@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
+
+from models.errors import BadInput, Missing
+from models.images import content_hash, encode_png
+from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
+
+NOW = 1_000_000.0
+
+
+@contextmanager
+def fresh_log() -> Iterator[TrafficLog]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = TrafficLog.open(f"sqlite:///{folder}/deep/log.db", Path(folder) / "images")
+        yield log
+        log.close()
+
+
+@pytest.fixture
+def log() -> Iterator[TrafficLog]:
+    with fresh_log() as opened:
+        yield opened
+
+
+def prediction(number: int = 0, at: float = NOW, site: str = "site-1", name: str | None = None) -> Prediction:
+    png = encode_png(np.full((8, 8, 1), number % 256, dtype=np.uint8))
+    return Prediction(
+        prediction_id=name or str(uuid.uuid4()),
+        request_id=f"r-{number}",
+        site=site,
+        at=at,
+        model_version=1,
+        png=png,
+        image_hash=content_hash(png),
+        prediction=number % 10,
+        confidence=0.5,
+        probabilities=[0.5, 0.5],
+        quality=(0.1, 0.2, 0.3, 0.4, float(number)),
+    )
+
+
+def test_a_row_comes_back_as_it_went_in_and_its_picture_too(log: TrafficLog) -> None:
+    row = prediction(7)
+    log.record([row])
+    frame = log.between(0, 10)
+    assert frame.loc[0, ["prediction_id", "request_id", "site", "at", "model_version"]].tolist() == [
+        row.prediction_id,
+        "r-7",
+        "site-1",
+        NOW,
+        1,
+    ]
+    assert frame.loc[0, "probabilities"] == [0.5, 0.5]
+    assert frame.loc[0, ["brightness", "contrast", "sharpness", "saturation", "noise"]].tolist() == list(row.quality)
+    assert log.image(row.image_hash) == row.png
+    assert log.count() == 1
+    assert log.last_seq() == 1
+
+
+@given(
+    batches=st.lists(st.integers(0, 7), max_size=6),
+    rows=st.integers(1, 9),
+    ages=st.lists(st.floats(0, 100), min_size=42, max_size=42),
+    late=st.floats(0, 50),
+)
+@settings(max_examples=40, deadline=None)
+def test_half_open_windows_partition_the_log_whatever_the_batches_and_the_clock(
+    batches: list[int], rows: int, ages: list[float], late: float
+) -> None:
+    with fresh_log() as log:
+        recorded: list[Prediction] = []
+        for size in batches:
+            batch = [prediction(len(recorded) + i, at=NOW - ages[len(recorded) + i]) for i in range(size)]
+            log.record(batch)
+            recorded += batch
+        seen: list[str] = []
+        cursor, now = 0, NOW
+        for _ in range(2 * len(recorded) + 2):
+            window = log.window(cursor, rows, late, now)
+            assert len(window) <= rows
+            assert (window["at"] <= now - late).all()
+            assert (window["seq"] >= cursor).all()
+            seen += window["prediction_id"].tolist()
+            if len(window):
+                assert log.between(cursor, int(window["seq"].iloc[-1]) + 1).equals(window)
+                cursor = int(window["seq"].iloc[-1]) + 1
+            else:
+                now += late  # nothing was ripe: time passes, and what was young is now old
+        assert seen == [row.prediction_id for row in recorded]
+
+
+@given(times=st.lists(st.integers(1, 3), min_size=1, max_size=8))
+@settings(max_examples=20, deadline=None)
+def test_recording_again_after_an_unclear_commit_adds_nothing(times: list[int]) -> None:
+    with fresh_log() as log:
+        rows = [prediction(i) for i in range(len(times))]
+        for row, often in zip(rows, times, strict=True):
+            for _ in range(often):
+                log.record([row])
+        log.record(rows)
+        assert log.count() == len(rows)
+        assert log.between(0, 10_000)["prediction_id"].tolist() == [row.prediction_id for row in rows]
+        assert log.missing_requests(f"r-{i}" for i in range(len(times) + 3)) == {
+            f"r-{len(times) + i}" for i in range(3)
+        }
+
+
+def test_a_batch_is_written_whole_or_not_at_all(log: TrafficLog) -> None:
+    broken = prediction(1)
+    object.__setattr__(broken, "confidence", None)
+    with pytest.raises(Exception, match="NOT NULL"):
+        log.record([prediction(0), broken, prediction(2)])
+    assert log.count() == 0
+
+
+@given(
+    given_labels=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["clinic", "annotator"])), max_size=25
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_labels_are_idempotent_and_the_first_word_of_a_source_stands(
+    given_labels: list[tuple[int, int, str]],
+) -> None:
+    with fresh_log() as log:
+        rows = [prediction(i) for i in range(3)]
+        log.record(rows)
+        truth: dict[tuple[int, str], int] = {}
+        last: dict[int, int] = {}
+        for at, (which, label, source) in enumerate(given_labels):
+            before = truth.setdefault((which, source), label)
+            if before != label:
+                with pytest.raises(Conflict, match=f"{before} before, and {label} now"):
+                    log.label(rows[which].prediction_id, label, source, at)
+            else:
+                said = log.label(rows[which].prediction_id, label, source, at)
+                first = (which, source) not in {(w, s) for w, _, s in given_labels[:at]}
+                assert said == ("stored" if first else "already")
+                if first:
+                    last[which] = label
+        frame = log.between(0, 100)
+        assert len(frame) == 3  # two sources for one prediction do not make two rows of it
+        labels = {i: int(value) for i, value in enumerate(frame["label"]) if not pd.isna(value)}
+        assert labels == last
+
+
+def test_a_list_of_labels_with_one_bad_row_stores_nothing(log: TrafficLog) -> None:
+    row = prediction(0)
+    log.record([row])
+    with pytest.raises(UnknownPrediction, match="row 1: there is no prediction 'nobody'"):
+        log.label_all([Label(row.prediction_id, 3, "clinic", NOW), Label("nobody", 3, "clinic", NOW)])
+    assert log.between(0, 10)["label"].isna().all()
+    assert log.label_all([]) == []
+
+
+def test_windows_of_an_empty_log_have_all_columns_and_types(log: TrafficLog) -> None:
+    empty = log.window(0, 10, 0.0, NOW)
+    log.record([prediction(0)])
+    full = log.between(0, 10)
+    assert len(empty) == 0
+    assert list(empty.columns) == list(full.columns)
+    numbers = full.select_dtypes("number").columns
+    assert len(numbers) == 11
+    assert (empty.dtypes[numbers] == full.dtypes[numbers]).all()
+
+
+def test_the_same_picture_is_stored_once_and_no_partial_file_stays(log: TrafficLog) -> None:
+    log.record([prediction(5), prediction(5), prediction(6)])
+    files = [path for path in log.images.rglob("*") if path.is_file()]
+    assert sorted(path.stem for path in files) == sorted({prediction(5).image_hash, prediction(6).image_hash})
+
+
+def test_pictures_that_are_not_there_or_no_names_at_all_say_so(log: TrafficLog) -> None:
+    with pytest.raises(Missing, match="is not in the image store"):
+        log.image("0" * 32)
+    for name in ("../../../etc/passwd", "", "0" * 31, "G" * 32, "0" * 32 + "\n"):
+        with pytest.raises(BadInput, match="no image name"):
+            log.image(name)
+
+
+def test_a_log_that_cannot_be_written_raises_and_keeps_nothing(log: TrafficLog) -> None:
+    with log.engine.connect() as full:
+        pages = full.exec_driver_sql("PRAGMA page_count").scalar_one()
+        full.exec_driver_sql(f"PRAGMA max_page_count={pages}")  # what a full disk answers: SQLITE_FULL
+    with pytest.raises(OperationalError, match="full"):
+        log.record([prediction(i) for i in range(2000)])
+    assert log.count() == 0
+
+
+def _write(url: str, images: Path, worker: int) -> None:
+    log = TrafficLog.open(url, images)
+    for i in range(20):
+        log.record([prediction(worker * 1000 + i * 3 + j) for j in range(3)])
+
+
+def test_several_processes_write_one_log_and_nothing_is_lost(log: TrafficLog) -> None:
+    context = multiprocessing.get_context("fork")
+    log.close()  # no open SQLite connection may cross a fork
+    url = str(log.engine.url)
+    workers = [context.Process(target=_write, args=(url, log.images, worker)) for worker in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert log.count() == 180
+    assert log.missing_requests(f"r-{w * 1000 + i}" for w in range(3) for i in range(60)) == set()
