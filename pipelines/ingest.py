@@ -58,9 +58,9 @@ def ingest(
     known_rows = len(good) - len(new)
     if new.empty:
         return Ingested(tuple(parents), 0, known_rows, len(refused), reused=True)
-    truth = new[["row_id", "label"]].dropna().astype({"label": "int64"}).reset_index(drop=True)
+    store.deposit(new.set_index("row_id")["label"].dropna().astype("int64").to_dict())
     content = new[["row_id", "png", *QUALITY_COLUMNS]]
-    name = digest(task.name, store.site, split, list(new["row_id"]), truth["label"].tolist())
+    name = digest(task.name, store.site, split, list(new["row_id"]))
     if not store.has(name):
         manifest = Manifest(
             id=name,
@@ -74,7 +74,7 @@ def ingest(
             sha256="",
             parent=parents[-1] if parents else None,
         )
-        store.write(manifest, content, truth)
+        store.write(manifest, content)
         return Ingested((*parents, name), len(new), known_rows, len(refused), reused=False)
     return Ingested((*parents, name), len(new), known_rows, len(refused), reused=True)
 

@@ -49,7 +49,7 @@ class LocalWork:
 class TrainJob:
     round: int
     seed: int
-    labelling: str
+    labellings: tuple[str, ...]
     snapshots: tuple[str, ...]
     parameters: Parameters
     work: LocalWork

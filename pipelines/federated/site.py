@@ -35,7 +35,7 @@ class Annotator(Protocol):
 
     name: str
 
-    def label(self, store: SiteStore, snapshots: Sequence[str], row_ids: Sequence[str]) -> dict[str, int]:
+    def label(self, store: SiteStore, row_ids: Sequence[str]) -> dict[str, int]:
         """row_id → class index, for the rows it could label."""
         ...
 
@@ -48,9 +48,8 @@ class OracleAnnotator:
     def __init__(self) -> None:
         self.revealed = 0
 
-    def label(self, store: SiteStore, snapshots: Sequence[str], row_ids: Sequence[str]) -> dict[str, int]:
-        truth = store.truth(snapshots)
-        labels = {row: int(truth[row]) for row in row_ids if row in truth.index}
+    def label(self, store: SiteStore, row_ids: Sequence[str]) -> dict[str, int]:
+        labels = {str(row): int(label) for row, label in store.truth(row_ids).dropna().items()}
         self.revealed += len(labels)
         return labels
 
@@ -93,9 +92,10 @@ class Site:
         rows, images = self._images(snapshots, "train")
         return rows, self.task.embed(images)
 
-    def _load_training(self, labelling: str, snapshots: tuple[str, ...]) -> LabelledRows:
+    def _load_training(self, labellings: tuple[str, ...], snapshots: tuple[str, ...]) -> LabelledRows:
         rows, images = self._images(snapshots, "train")
-        labels = self.store.labels(labelling).set_index("row_id")
+        tables = [self.store.labels(labelling) for labelling in labellings]
+        labels = pd.concat(tables).drop_duplicates("row_id").set_index("row_id")
         position = np.flatnonzero(rows["row_id"].isin(labels.index).to_numpy())
         own = labels.loc[rows["row_id"].iloc[position]]
         return LabelledRows(
@@ -108,7 +108,7 @@ class Site:
 
     def draw_batches(self, job: jobs.TrainJob) -> tuple[list[Batch], float]:
         """The batches of one round and the sum of the rows' weights; depends on the seed, the round and the site."""
-        rows = self._training(job.labelling, job.snapshots)
+        rows = self._training(job.labellings, job.snapshots)
         seed = draw_seed(job.seed, job.round, self.name)
         return batches(rows, job.work, seed, self.task.augment), float(rows.weights.sum())
 
@@ -132,7 +132,7 @@ class Site:
 
     def evaluate(self, job: jobs.EvaluateJob) -> jobs.EvaluateAnswer:
         rows, images = self._images(job.snapshots, "evaluation")
-        truth = self.store.truth(job.snapshots).reindex(rows["row_id"])
+        truth = self.store.truth(rows["row_id"])
         known = truth.notna().to_numpy()
         rows, images, labels = rows[known], images[known], truth[known].to_numpy(dtype=np.int64)
         weights = replicate_weights(job.replicates, len(labels), draw_seed(job.seed, self.name))
@@ -189,7 +189,7 @@ class Site:
         row_ids = [str(rows["row_id"].iloc[i]) for i in chosen]
         known = self.store.annotations()
         asked = [row for row in row_ids if row not in known]
-        new = self.store.annotate(self.annotator.label(self.store, job.snapshots, asked), self.annotator.name)
+        new = self.store.annotate(self.annotator.label(self.store, asked), self.annotator.name)
         labels = self.store.annotations()
         histogram = np.zeros((len(job.centroids), len(self.task.classes)), dtype=np.int64)
         for i, row in zip(chosen, row_ids, strict=True):
@@ -214,7 +214,7 @@ class Site:
             }
         )[keep]
         self.store.write_labels(job.labelling, table)
-        truth = self.store.truth(job.snapshots).reindex(rows["row_id"][reached])
+        truth = self.store.truth(rows["row_id"][reached])
         known = truth.notna().to_numpy()
         correct = int((truth[known].to_numpy(dtype=np.int64) == label[reached][known]).sum())
         return jobs.SpreadAnswer(

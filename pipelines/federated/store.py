@@ -4,8 +4,8 @@ Layout under `<folder>/sites/<site>/`:
 
     snapshots/<id>.parquet, <id>.json   validated rows and their manifest, named by their content
     quarantine/<digest>.parquet         rows that were refused, with row number and reason
-    truth/<id>.parquet                  what the archive would say if asked; only annotators and evaluation ask
-    annotations.db                      every label that was ever paid for; a row is paid for once
+    site.db                             the archive: what a row really shows; only annotators and evaluation ask.
+                                        And the annotations: every label ever paid for; a row is paid for once
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,12 @@ from models.images import ImageInput, Images, decode_png
 Split = Literal["train", "evaluation"]
 
 _SCHEMA = sa.MetaData()
+_ARCHIVE = sa.Table(
+    "archive",
+    _SCHEMA,
+    sa.Column("row_id", sa.String(32), primary_key=True),
+    sa.Column("label", sa.Integer, nullable=False),
+)
 _ANNOTATIONS = sa.Table(
     "annotations",
     _SCHEMA,
@@ -69,9 +75,8 @@ class SiteStore:
     def has(self, snapshot: str) -> bool:
         return (self.root / "snapshots" / f"{snapshot}.json").is_file()
 
-    def write(self, manifest: Manifest, rows: pd.DataFrame, truth: pd.DataFrame) -> Manifest:
+    def write(self, manifest: Manifest, rows: pd.DataFrame) -> Manifest:
         """Keep a snapshot; the manifest goes last, so a snapshot that has one is whole."""
-        self._parquet("truth", manifest.id, truth)
         path = self._parquet("snapshots", manifest.id, rows)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         whole = Manifest(**(asdict(manifest) | {"sha256": digest}))
@@ -112,17 +117,19 @@ class SiteStore:
             return pd.DataFrame({"row_id": [], "png": [], "snapshot": []})
         return pd.concat(frames, ignore_index=True).drop_duplicates("row_id", ignore_index=True)
 
-    def truth(self, snapshots: Sequence[str]) -> pd.Series:
-        """row_id → label, for an annotator or an evaluation. Training never reads this."""
-        frames = [
-            pd.read_parquet(path)
-            for snapshot in snapshots
-            if (path := self.root / "truth" / f"{snapshot}.parquet").is_file()
-        ]
-        if not frames:
-            return pd.Series(dtype="int64")
-        table = pd.concat(frames, ignore_index=True).drop_duplicates("row_id")
-        return table.set_index("row_id")["label"]
+    def deposit(self, labels: Mapping[str, int]) -> None:
+        """Put what a row really shows into the site's archive (row_id → label); the first word stands."""
+        table = [{"row_id": row, "label": int(label)} for row, label in labels.items()]
+        if table:
+            with self._database().begin() as connection:
+                connection.execute(sa.insert(_ARCHIVE).prefix_with("OR IGNORE"), table)
+
+    def truth(self, row_ids: Iterable[str]) -> pd.Series:
+        """row_id → label (NA where unknown), for an annotator or an evaluation. Training never asks the archive."""
+        with self._database().begin() as connection:
+            known = {row.row_id: row.label for row in connection.execute(sa.select(_ARCHIVE))}
+        asked = list(row_ids)
+        return pd.Series([known.get(row) for row in asked], index=asked, dtype="Int64")
 
     def refuse(self, source: str, refused: pd.DataFrame) -> None:
         """Keep what was not ingested: row number in its source, reason. The same refusals are kept once."""
@@ -141,10 +148,10 @@ class SiteStore:
 
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
-        with self._annotations().begin() as connection:
+        with self._database().begin() as connection:
             return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
 
-    def annotate(self, labels: dict[str, int], annotator: str) -> int:
+    def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
         """Keep bought labels; returns how many were new. A row that has a label keeps it."""
         known = self.annotations()
         new = [
@@ -153,13 +160,13 @@ class SiteStore:
             if row not in known
         ]
         if new:
-            with self._annotations().begin() as connection:
+            with self._database().begin() as connection:
                 connection.execute(sa.insert(_ANNOTATIONS), new)
         return len(new)
 
-    def _annotations(self) -> sa.Engine:
+    def _database(self) -> sa.Engine:
         self.root.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(f"sqlite:///{self.root / 'annotations.db'}", poolclass=sa.pool.NullPool)
+        engine = sa.create_engine(f"sqlite:///{self.root / 'site.db'}", poolclass=sa.pool.NullPool)
         _SCHEMA.create_all(engine)
         return engine
 

@@ -55,7 +55,7 @@ class TrainingState:
 class TrainingPlan:
     """What determines a run, and so its result."""
 
-    labelling: str
+    labellings: tuple[str, ...]
     snapshots: Mapping[str, tuple[str, ...]]  # site → snapshot ids
     rounds: int
     seed: int
@@ -90,7 +90,7 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Engine) -> Train
     asked = plan.cohort.select(population, plan.seed, number)
     jobs = {
         name: TrainJob(
-            number, plan.seed, plan.labelling, plan.snapshots[name], state.parameters, strategy.work, strategy.stages
+            number, plan.seed, plan.labellings, plan.snapshots[name], state.parameters, strategy.work, strategy.stages
         )
         for name in asked
     }

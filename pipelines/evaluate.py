@@ -1,0 +1,178 @@
+"""Judging models from federated sums: overall, per site, per slice; and the gate with its written verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.quality import QUALITY_COLUMNS
+from models.task import Task
+from pipelines.federated.engines.local import Engine
+from pipelines.federated.jobs import (
+    DescribeAnswer,
+    DescribeJob,
+    EvaluateAnswer,
+    EvaluateJob,
+    Floats,
+    ModelScores,
+    Parameters,
+)
+from pipelines.federated.scoring import add_scores, expected_calibration_error, histogram_auc, macro_auc
+from pipelines.settings import GateSettings
+from pipelines.summarize import Snapshots, ask_all
+
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Scores:
+    rows: int
+    accuracy: float
+    auc: float
+    ece: float
+
+    def value(self, metric: str) -> float:
+        return self.auc if metric == "auc" else self.accuracy
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    overall: Scores
+    sites: dict[str, Scores]
+    slices: dict[str, list[tuple[int, float]]]  # quality column → (rows, accuracy) from the lowest quartile up
+
+
+@dataclass(frozen=True)
+class Verdict:
+    passed: bool
+    sentences: tuple[str, ...]
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ("passed: " if self.passed else "held back: ") + "; ".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    challenger: ModelReport
+    champion: ModelReport | None
+    verdict: Verdict
+
+
+def evaluate(
+    engine: Engine,
+    task: Task,
+    snapshots: Snapshots,
+    challenger: Parameters,
+    champion: Parameters | None,
+    gate: GateSettings,
+    seed: int,
+) -> Evaluation:
+    """Both models on the same evaluation rows of every site, compared by the gate."""
+    sites = sorted(site for site, own in snapshots.items() if own)
+    edges = _quartile_edges(engine, snapshots, sites)
+    models = (challenger,) if champion is None else (challenger, champion)
+    answers = ask_all(
+        engine,
+        {s: EvaluateJob(snapshots[s], models, edges, gate.bootstrap, seed) for s in sites},
+        EvaluateAnswer,
+    )
+    reports = [_report(answers, index) for index in range(len(models))]
+    verdict = judge(task, answers, reports, gate)
+    return Evaluation(reports[0], reports[1] if champion is not None else None, verdict)
+
+
+def judge(
+    task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[ModelReport], gate: GateSettings
+) -> Verdict:
+    """The gate: not worse overall by a paired bootstrap, and at no site worse by more than the margin."""
+    metric, new = task.metric, reports[0]
+    figures = {
+        f"challenger_{metric}": new.overall.value(metric),
+        "challenger_accuracy": new.overall.accuracy,
+        "challenger_ece": new.overall.ece,
+        "evaluation_rows": float(new.overall.rows),
+    }
+    if len(reports) == 1:
+        floor = _no_skill(answers, metric)
+        passed = new.overall.value(metric) > floor
+        word = "beats" if passed else "does not beat"
+        return Verdict(
+            passed,
+            (f"first model: {metric} {new.overall.value(metric):.3f} {word} the no-skill {floor:.3f}",),
+            figures | {"no_skill": floor},
+        )
+    old = reports[1]
+    gain = new.overall.value(metric) - old.overall.value(metric)
+    draws = _replicates(answers, metric, 0) - _replicates(answers, metric, 1)
+    draws = draws[np.isfinite(draws)]
+    lowest = float(np.quantile(draws, 1.0 - gate.confidence)) if len(draws) else float("nan")
+    figures |= {f"champion_{metric}": old.overall.value(metric), "gain": gain, "gain_lower_bound": lowest}
+    overall = lowest >= -gate.overall_margin or (gain >= 0 and lowest >= -2 * gate.overall_margin)
+    sentences = [
+        f"{metric} {old.overall.value(metric):.3f} → {new.overall.value(metric):.3f} on the same {new.overall.rows} "
+        f"rows; with {gate.confidence:.0%} confidence the gain is at least {lowest:+.3f} "
+        f"({'within' if overall else 'beyond'} the margin of {gate.overall_margin})"
+    ]
+    worst_site, worst = "", 0.0
+    for site, scores in new.sites.items():
+        loss = old.sites[site].value(metric) - scores.value(metric)
+        if scores.rows >= gate.site_minimum_rows and np.isfinite(loss) and loss > worst:
+            worst_site, worst = site, loss
+    fair = worst <= gate.site_margin
+    figures["worst_site_loss"] = worst
+    sentences.append(
+        f"no site loses more than {gate.site_margin} (most: {worst:.3f}{' at ' + worst_site if worst_site else ''})"
+        if fair
+        else f"{worst_site} loses {worst:.3f}, more than the margin of {gate.site_margin}"
+    )
+    return Verdict(overall and fair, tuple(sentences), figures)
+
+
+def _quartile_edges(engine: Engine, snapshots: Snapshots, sites: list[str]) -> dict[str, tuple[float, ...]]:
+    answers = ask_all(engine, {s: DescribeJob(snapshots[s], "evaluation") for s in sites}, DescribeAnswer)
+    edges = {}
+    for column in QUALITY_COLUMNS:
+        histogram = np.sum([answer.histograms[column] for answer in answers.values()], axis=0)
+        cumulative = np.cumsum(histogram)
+        if cumulative[-1]:
+            upper = (np.searchsorted(cumulative, [q * cumulative[-1] for q in QUARTILES]) + 1) / len(histogram)
+            edges[column] = tuple(float(edge) for edge in upper)
+    return edges
+
+
+def _scores(rows: int, sums: ModelScores) -> Scores:
+    accuracy = sums.correct / rows if rows else float("nan")
+    return Scores(rows, accuracy, macro_auc(sums.scores), expected_calibration_error(sums.confidence_bins))
+
+
+def _report(answers: Mapping[str, EvaluateAnswer], index: int) -> ModelReport:
+    total = add_scores([answer.models[index] for answer in answers.values()])
+    rows = sum(answer.rows for answer in answers.values())
+    first = next(iter(answers.values()))
+    slices = {}
+    for column in first.slices:
+        counts = np.sum([answer.slices[column] for answer in answers.values()], axis=0)
+        slices[column] = [(int(row[0]), float(row[1 + index] / row[0]) if row[0] else float("nan")) for row in counts]
+    by_site = {site: _scores(answer.rows, answer.models[index]) for site, answer in answers.items()}
+    return ModelReport(_scores(rows, total), by_site, slices)
+
+
+def _replicates(answers: Mapping[str, EvaluateAnswer], metric: str, index: int) -> Floats:
+    """[replicates]: the metric under each bootstrap draw of all sites' rows."""
+    total = add_scores([answer.models[index] for answer in answers.values()])
+    if metric == "auc":
+        return histogram_auc(total.replicate_scores)
+    rows = np.sum([answer.replicate_rows for answer in answers.values()], axis=0)
+    return np.asarray(total.replicate_correct / np.maximum(rows, 1.0))
+
+
+def _no_skill(answers: Mapping[str, EvaluateAnswer], metric: str) -> float:
+    """What a model without knowledge reaches: the share of the largest class, or an AUC of one half."""
+    if metric == "auc":
+        return 0.5
+    scores = np.sum([answer.models[0].scores for answer in answers.values()], axis=0)
+    own = scores[:, 1, :].sum(axis=1)
+    return float(own.max() / max(own.sum(), 1))
