@@ -58,7 +58,8 @@ def ingest(
     known_rows = len(good) - len(new)
     if new.empty:
         return Ingested(tuple(parents), 0, known_rows, len(refused), reused=True)
-    store.deposit(new.set_index("row_id")["label"].dropna().astype("int64").to_dict())
+    labelled = new.dropna(subset=["label"])
+    store.deposit(dict(zip(labelled["row_id"], labelled["label"].astype("int64"), strict=True)))
     content = new[["row_id", "png", *QUALITY_COLUMNS]]
     name = digest(task.name, store.site, split, list(new["row_id"]))
     if not store.has(name):
