@@ -1,0 +1,36 @@
+"""The loop: ingest → label → train → evaluate → register → release. Read this file and you know the product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.claims import claimed
+from pipelines import challenger, gather, loop
+from pipelines.settings import load_settings
+
+# The steps are idempotent by the content of their inputs, so a retry or a second run costs what is really new;
+# Prefect's own cache would only know the arguments.
+step: Any = task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=2)
+
+
+@flow(name="retrain", flow_run_name="retrain-{task}-{cause}", persist_result=False)
+def retrain(task: str = "digits", decision: int | None = None, cause: str = "manual") -> int | None:
+    """Make a challenger and let the gate decide; returns the version that serves now, None where nothing was done.
+
+    decision: the alarm's row that asked for this run; it is claimed first, so two runs never act on one decision.
+    """
+    settings = load_settings(task)
+    with claimed(settings, decision) as work:
+        if work is None:
+            return None
+        material = step(gather.gather, name="ingest")(settings, work.from_seq)
+        labelled = step(loop.buy_labels, name="label")(settings, material)
+        trained = step(loop.fit, name="train")(settings, material, labelled)
+        found = step(challenger.judge_challenger, name="evaluate")(settings, material, trained)
+        version = step(challenger.enter_registry, name="register")(settings, material, labelled, trained, found)
+        outcome = step(challenger.decide, name="release")(settings, version, found.verdict, cause)
+        work.finish(outcome)
+        return int(version.number) if found.verdict.passed else material.parent

@@ -1,0 +1,131 @@
+"""The challenger's way into the registry: judged on everybody's evaluation rows, entered with its lineage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import registry, release
+from pipelines.evaluate import Evaluation, Verdict, evaluate
+from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
+from pipelines.federated.store import stack_images
+from pipelines.gather import Material, embedded_engine, frozen, site_stores
+from pipelines.loop import Labelled, Trained, trained_weights, weights_of
+from pipelines.settings import Settings
+from pipelines.summarize import Snapshots, ask_all
+
+LOG = logging.getLogger("fedloop")
+
+
+def judge_challenger(settings: Settings, material: Material, trained: Trained) -> Evaluation:
+    """The challenger against the champion on the same evaluation rows of every site."""
+    champion = None if material.parent is None else weights_of(settings, material.parent)
+    found = evaluate(
+        embedded_engine(settings),
+        settings.task,
+        material.evaluation,
+        trained_weights(trained),
+        champion,
+        settings.gate,
+        settings.seed,
+    )
+    LOG.info("evaluate: %s", found.verdict)
+    return found
+
+
+def enter_registry(
+    settings: Settings, material: Material, labelled: Labelled | None, trained: Trained, found: Evaluation
+) -> registry.Version:
+    """Register the challenger with its lineage and every figure the gate saw, and write the sites' references."""
+    task, parameters = settings.task, trained_weights(trained)
+    summary = _summary_file(settings, material, labelled, trained)
+    labellings = (*material.labellings, *([labelled.id] if labelled else []))
+    tags = {
+        "fedloop.task": task.name,
+        "fedloop.snapshots.train": json.dumps(material.train),
+        "fedloop.snapshots.evaluation": json.dumps(material.evaluation),
+        "fedloop.labellings": json.dumps(labellings),
+        "fedloop.labels_bought": str(labelled.bought if labelled else 0),
+        "fedloop.rounds": str(trained.rounds),
+        "fedloop.cohort": json.dumps(sorted(material.train)),
+        "fedloop.seed": str(settings.seed),
+        "fedloop.parent": str(material.parent or ""),
+        "fedloop.gate": str(found.verdict),
+        "fedloop.gate_passed": str(found.verdict.passed).lower(),
+    }
+    sample = next(iter(site_stores(settings).values()))
+    rows = sample.rows(material.train[sample.site], "train")["png"][:2]
+    version = registry.register(
+        settings,
+        parameters=parameters,
+        key=trained.key,
+        tags=tags,
+        figures=_report_figures(found),
+        summary=summary,
+        example=stack_images(rows, task.input),
+    )
+    write_references(settings, material, parameters, summary, version.number)
+    LOG.info(
+        "register: %s version %d%s", settings.model_name, version.number,
+        " (reused: the same weights are registered)" if version.reused else "",
+    )  # fmt: skip
+    return version
+
+
+def decide(settings: Settings, version: registry.Version, verdict: Verdict, cause: str) -> str:
+    """Promote the challenger if the gate let it pass; returns what was done, in a sentence."""
+    if not verdict.passed:
+        outcome = f"version {version.number} stays challenger: {verdict}"
+    else:
+        release.promote(settings, version.number, f"{cause}: {verdict}")
+        outcome = f"version {version.number} is champion ({cause})"
+    LOG.info("release: %s", outcome)
+    return outcome
+
+
+def write_references(
+    settings: Settings, material: Material, parameters: Parameters, summary: Path, version: int
+) -> None:
+    """What monitors compare this version's traffic with: the newest rows it knows, of every site."""
+    centroids = np.load(summary)["centroids"]
+    newest = material.new or material.train
+    sites = sorted(newest)
+    evaluation_before = {} if material.parent is None else _parent_evaluation(settings, material.parent)
+    jobs = {}
+    for site in sites:
+        fresh = tuple(s for s in material.evaluation.get(site, ()) if s not in evaluation_before.get(site, ()))
+        jobs[site] = ReferenceJob((*newest[site], *fresh), parameters, centroids, str(version))
+    ask_all(embedded_engine(settings), jobs, ReferenceAnswer)
+
+
+def _parent_evaluation(settings: Settings, parent: int) -> Snapshots:
+    return frozen(json.loads(registry.version(settings, parent).tags["fedloop.snapshots.evaluation"]))
+
+
+def _summary_file(settings: Settings, material: Material, labelled: Labelled | None, trained: Trained) -> Path:
+    """The version's data summary: its parent's clusters and those of the new rows."""
+    parts = []
+    if material.parent is not None:
+        parts.append(np.load(registry.fetch(settings, material.parent) / "summary.npz")["centroids"])
+    if labelled is not None:
+        parts.append(np.load(labelled.summary)["centroids"])
+    path = settings.folder / "summaries" / f"version-{trained.key}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, centroids=np.concatenate(parts))
+    return path
+
+
+def _report_figures(found: Evaluation) -> dict[str, float]:
+    figures = dict(found.verdict.figures)
+    for site, scores in found.challenger.sites.items():
+        figures |= {
+            f"{site}.accuracy": scores.accuracy,
+            f"{site}.auc": scores.auc,
+            f"{site}.rows": float(scores.rows),
+        }
+    for column, quartiles in found.challenger.slices.items():
+        figures |= {f"slice.{column}.q{i + 1}.accuracy": accuracy for i, (_, accuracy) in enumerate(quartiles)}
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
