@@ -123,7 +123,7 @@ class TrafficLog:
                 if before != label.label:
                     raise Conflict(
                         f"{where}{label.source!r} has labelled prediction {label.prediction_id!r} {before} before, "
-                        f"and {label.label} now; labels are never changed, so send the correction under another source"
+                        f"and {label.label} now; labels never change: send a correction under another source"
                     )
         return said
 
