@@ -1,0 +1,149 @@
+"""Decisions that nobody acted on are told again; runs that died give theirs back.
+
+The row in the log database is the truth, events are only messengers: whatever was lost on the way (an event while
+the server was down, a run that was killed), the next pass of this flow finds the row and has it acted on. A pass
+changes nothing where nothing is amiss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled
+
+from flows.events import announce
+from flows.serve_flows import GRACE_S
+from monitoring.database import DECISIONS, PREDICTIONS, connect
+from pipelines.settings import Settings, load_settings
+
+UNHEARD_S = 60.0  # an event that led to no run within this time was lost
+ATTEMPTS = 3
+LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
+
+
+@flow(name="reconcile", flow_run_name="reconcile-{task}", persist_result=False, log_prints=True)
+def reconcile(task: str = "digits") -> list[str]:
+    """Have every open decision of a task acted on; returns a sentence for each thing that was amiss."""
+    done = settle(load_settings(task))
+    for sentence in done:
+        print(sentence)  # noqa: T201  Prefect turns it into a line of the run's log
+    return done
+
+
+def settle(settings: Settings, now: float | None = None) -> list[str]:
+    """One pass over the open decisions. now: seconds since the epoch."""
+    now = time.time() if now is None else now
+    done: list[str] = []
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    engine = connect(settings.database_url)
+    with get_client(sync_client=True) as client:
+        live = _live_runs(client, settings)
+        for run in [run for run in live if _stuck(run, now)]:
+            client.set_flow_run_state(run.id, Cancelled(message="stuck before its first step"), force=True)
+            live.remove(run)
+            done.append(f"run {run.name} was stuck before its first step and is cancelled")
+        for row in _open_rows(engine):
+            if row.state == "running":
+                if not _dead(client, row.flow_run_id):
+                    continue
+                sentence, again = _give_back(engine, row, now)
+                done.append(sentence)
+                if not again:
+                    continue
+            elif not _due(engine, settings, row, now):
+                continue
+            if live:
+                continue  # a second run would only be cancelled; this row's turn comes when the first has ended
+            if announce(settings, row):
+                done.append(f"decision {row.decision} is announced")
+                break  # one at a time, for the same reason
+            done.append(f"decision {row.decision} could not be announced and waits")
+    engine.dispose()
+    return done
+
+
+def enough_rows(engine: sa.Engine, settings: Settings, evidence: dict[str, Any]) -> bool:
+    """Whether the drift has brought enough rows to learn from."""
+    with engine.begin() as connection:
+        last = connection.execute(sa.select(sa.func.max(PREDICTIONS.c.seq))).scalar() or 0
+    return bool(last - int(evidence.get("from_seq", 0)) + 1 >= settings.retrain.minimum_new_rows)
+
+
+def _open_rows(engine: sa.Engine) -> Sequence[sa.Row[Any]]:
+    open_states = ["waiting", "emitted", "running"]
+    with engine.begin() as connection:
+        query = sa.select(DECISIONS).where(DECISIONS.c.state.in_(open_states)).order_by(DECISIONS.c.decision)
+        return connection.execute(query).all()
+
+
+def _due(engine: sa.Engine, settings: Settings, row: sa.Row[Any], now: float) -> bool:
+    """Whether a decision without a run should have one by now."""
+    if row.state == "emitted":
+        return bool(now - row.updated_at >= UNHEARD_S)
+    return enough_rows(engine, settings, row.evidence)
+
+
+def _give_back(engine: sa.Engine, row: sa.Row[Any], now: float) -> tuple[str, bool]:
+    """A decision whose run is dead waits again, or has failed for good: a sentence, and whether it waits."""
+    again = row.attempts + 1 < ATTEMPTS
+    said = f"decision {row.decision}: its run {row.flow_run_id} died, attempt {row.attempts + 1} of {ATTEMPTS}"
+    outcome = None if again else f"given up: {ATTEMPTS} runs died, the last was {row.flow_run_id}; see its log"
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(DECISIONS)
+            # Only if it is still that run's: it may have been finished since it was read.
+            .where(DECISIONS.c.decision == row.decision, DECISIONS.c.state == "running")
+            .where(DECISIONS.c.flow_run_id.is_(None) | (DECISIONS.c.flow_run_id == row.flow_run_id))
+            .values(
+                state="waiting" if again else "failed",
+                attempts=row.attempts + 1,
+                flow_run_id=None if again else row.flow_run_id,
+                outcome=outcome,
+                updated_at=now,
+            )
+        )
+    return said if again else f"{said}; {outcome}", again
+
+
+def _live_runs(client: SyncPrefectClient, settings: Settings) -> list[FlowRun]:
+    """The runs of this model's retraining that have not ended."""
+    runs = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[settings.model_name])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=200,
+    )
+    return [run for run in runs if run.state_type != StateType.SCHEDULED or not run.auto_scheduled]
+
+
+def _stuck(run: FlowRun, now: float) -> bool:
+    """Picked up, but its process never took its first step: it would hold the only slot for ever."""
+    state = run.state
+    return bool(state and state.is_pending() and now - state.timestamp.timestamp() > GRACE_S)
+
+
+def _dead(client: SyncPrefectClient, flow_run_id: str | None) -> bool:
+    with suppress(ValueError, ObjectNotFound):
+        state = client.read_flow_run(UUID(flow_run_id or "")).state
+        return state is None or state.is_final()
+    return True
