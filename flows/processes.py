@@ -62,7 +62,8 @@ class House:
         self.settings, self.say, self.owned = settings, say, owned
         self.programs = programs(settings)
         self._supervisor: Supervisor | None = None
-        self._began: dict[str, float] = {}
+        self._began: dict[str, float] = {}  # when each was started here
+        self._untold: set[str] = set()  # which of them are not known to be well yet
 
     def begin(self, names: Iterable[str] | None = None) -> None:
         """Start processes without waiting for them; `wait` does. Those that run already are left alone.
@@ -103,12 +104,12 @@ class House:
             raise
 
     def wait(self, names: Iterable[str] | None = None, patience_s: float = PATIENCE_S) -> None:
-        """Wait until these processes are well.
+        """Wait until these processes, or all that were started here, are well.
 
         Raises:
             Missing: one keeps dying or needs longer than its patience; the message ends with its log.
         """
-        waiting = self._chosen(names)
+        waiting = self._chosen(self._began if names is None else names)
         before, falls = dict.fromkeys(waiting, Info()), dict.fromkeys(waiting, 0)
         deadline = time.monotonic() + patience_s
         while waiting:
@@ -116,9 +117,10 @@ class House:
                 info = self._info(name)
                 if self._health(name, info.pid) == "ok":
                     waiting.remove(name)
-                    if since := self._began.pop(name, None):
-                        program = self.programs[name]
-                        self.say(f"{program.title} is up at {program.page} ({time.monotonic() - since:.1f} s)")
+                    if name in self._untold:
+                        self._untold.remove(name)
+                        program, spent = self.programs[name], time.monotonic() - self._began[name]
+                        self.say(f"{program.title} is up at {program.page} ({spent:.1f} s)")
                     continue
                 falls[name] += _fell(before[name], info)
                 before[name] = info
@@ -191,6 +193,7 @@ class House:
 
     def _launch(self, name: str) -> None:
         self._began[name] = time.monotonic()
+        self._untold.add(name)
         if self._supervisor:
             self._supervisor.launch(name)
 
