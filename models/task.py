@@ -61,8 +61,8 @@ class TaskData:
 class Task:
     """What is learned.
 
-    build_model must return the same initial weights whenever it is called under the same torch seed, and a
-    module without cross-example state (no batch normalisation): then sites can be stepped together.
+    build_model draws its initial weights from torch's generator and returns a module without cross-example state
+    (no batch normalisation): then sites can be stepped together.
     augment, where given, maps (images float [n, c, h, w], generator) to images of the same shape.
     embed maps images uint8 [n, h, w, c] to features [n, d] without any label.
     recipe overrides the defaults of the settings of the same names, below `conf/<task>.toml`.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.errors import BadInput, Missing
 from pipelines import registry, release
 from pipelines.evaluate import Evaluation, Verdict, evaluate
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
@@ -49,6 +50,7 @@ def enter_registry(
         "fedloop.snapshots.evaluation": json.dumps(material.evaluation),
         "fedloop.labellings": json.dumps(labellings),
         "fedloop.labels_bought": str(labelled.bought if labelled else 0),
+        "fedloop.labels": json.dumps(label_history(settings, material.parent, labelled)),
         "fedloop.rounds": str(trained.rounds),
         "fedloop.cohort": json.dumps(sorted(material.train)),
         "fedloop.seed": str(settings.seed),
@@ -73,6 +75,15 @@ def enter_registry(
         " (reused: the same weights are registered)" if version.reused else "",
     )  # fmt: skip
     return version
+
+
+def label_history(settings: Settings, parent: int | None, labelled: Labelled | None = None) -> list[dict[str, float]]:
+    """What labels cost and brought, one entry per labelling from the first version of the line to this one."""
+    before = [] if parent is None else json.loads(registry.version(settings, parent).tags["fedloop.labels"])
+    if labelled is None:
+        return list(before)
+    names = ("rows", "bought", "spread", "accuracy", "coverage")
+    return [*before, {name: getattr(labelled, name) for name in names}]
 
 
 def decide(settings: Settings, version: registry.Version, verdict: Verdict, cause: str) -> str:
@@ -129,3 +140,24 @@ def _report_figures(found: Evaluation) -> dict[str, float]:
     for column, quartiles in found.challenger.slices.items():
         figures |= {f"slice.{column}.q{i + 1}.accuracy": accuracy for i, (_, accuracy) in enumerate(quartiles)}
     return {name: value for name, value in figures.items() if np.isfinite(value)}
+
+
+def promote_by_hand(settings: Settings, number: int, reason: str) -> int:
+    """Promote a version (0: the challenger) that the gate let pass; returns its number.
+
+    Raises:
+        Missing: there is no such version.
+        BadInput: the gate held it back, and nothing is promoted unmeasured.
+    """
+    if number:
+        version = registry.version(settings, number)
+    else:
+        challenger = registry.by_alias(settings, "challenger")
+        if challenger is None:
+            raise Missing(f"{settings.model_name} has no challenger; `fedloop evaluate` makes one")
+        version = challenger
+    if version.tags.get("fedloop.gate_passed") != "true":
+        verdict = version.tags.get("fedloop.gate", "it was never judged")
+        raise BadInput(f"version {version.number} may not serve: {verdict}")
+    release.promote(settings, version.number, reason)
+    return version.number

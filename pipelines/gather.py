@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from models.images import content_hash
 from models.task import Rows
 from monitoring.traffic import TrafficLog
 from pipelines import registry
@@ -19,6 +20,7 @@ from pipelines.federated.site import sites_of
 from pipelines.federated.store import SiteStore
 from pipelines.ingest import Ingested, ingest
 from pipelines.partition import SitePlan, divide, plan_sites
+from pipelines.replay import Capture
 from pipelines.settings import Settings
 
 LOG = logging.getLogger("fedloop")
@@ -56,6 +58,15 @@ def embedded_engine(settings: Settings) -> LocalEngine:
 
 def site_plan(settings: Settings) -> SitePlan:
     return plan_sites(settings.task, settings.sites, settings.seed)
+
+
+def deposit_truth(settings: Settings, captures: Iterable[Capture]) -> None:
+    """Put what replayed pictures really show into the sites' archives, where an annotator may ask for it."""
+    by_site: dict[str, dict[str, int]] = {}
+    for capture in captures:
+        by_site.setdefault(capture.site, {})[content_hash(capture.png)] = capture.label
+    for site, labels in by_site.items():
+        SiteStore(settings.folder / "sites" / site).deposit(labels)
 
 
 def gather(settings: Settings, from_seq: int | None = None) -> Material:

@@ -133,9 +133,7 @@ def fit(settings: Settings, material: Material, labelled: Labelled | None) -> Tr
     return Trained(key, str(folder), state.round, abandoned, losses[-1] if losses else float("nan"), reused)
 
 
-def _fit_tracked(
-    settings: Settings, plan: TrainingPlan, initial: Parameters, folder: Path, key: str
-) -> TrainingState:
+def _fit_tracked(settings: Settings, plan: TrainingPlan, initial: Parameters, folder: Path, key: str) -> TrainingState:
     run = Run.start(settings, name=f"train-{key}", key=key)
     run.tags({f"fedloop.{name}": value for name, value in _flat(plan.strategy.describe()).items()})
     every = max(1, plan.rounds // 6)
@@ -155,9 +153,14 @@ def _start(settings: Settings, parent: int | None) -> tuple[Parameters, str]:
     """The weights a run starts from and where they come from."""
     if parent is not None:
         return weights_of(settings, parent), f"version {registry.version(settings, parent).tags['fedloop.key']}"
-    torch.manual_seed(settings.seed)
-    model = settings.task.build_model()
-    return {name: p.detach().clone() for name, p in model.named_parameters()}, "initial"
+    return initial_weights(settings), "initial"
+
+
+def initial_weights(settings: Settings) -> Parameters:
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = settings.task.build_model()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def weights_of(settings: Settings, version: int) -> Parameters:

@@ -1,0 +1,214 @@
+"""The `fedloop` command: one thin function per verb. Heavy libraries are imported by the verb that needs them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import FedloopError
+
+app = typer.Typer(
+    help="Keeps a model healthy when its training data may never leave the places where it was made.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+TaskName = Annotated[
+    str, typer.Argument(help="digits, retina, pneumonia, or your own as package.module:TASK", show_default=True)
+]
+
+
+class _Sentences(typer.core.TyperGroup):
+    """Errors that the user can fix are sentences and exit code 2, never stack traces."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FedloopError as error:
+            typer.secho(f"fedloop: {error}", err=True, fg="red")
+            raise SystemExit(2) from error
+        except KeyboardInterrupt:
+            typer.secho("fedloop: interrupted; the same command again takes up where it stopped", err=True)
+            raise SystemExit(130) from None
+
+
+app.info.cls = _Sentences
+
+
+def _settings(task: str, **overrides: Any) -> Any:
+    from flows.console import tell_progress
+    from pipelines.settings import load_settings
+
+    settings = load_settings(task, **overrides)
+    settings.apply_environment()
+    tell_progress()
+    return settings
+
+
+@app.command()
+def run(
+    task: TaskName = "digits",
+    severity: Annotated[str, typer.Option(help="how dark it gets: mild, medium, strong or severe")] = "strong",
+) -> None:
+    """Rehearse the whole loop on this machine: train, deploy, watch, drift, alarm, retrain, recover.
+
+    Ends with a table, a picture and `summary.json` under out/TASK. Steps whose inputs did not change are reused.
+    """
+    from flows.console import tell_progress
+    from flows.rehearse import rehearse
+
+    tell_progress()
+    rehearse(task, severity)
+
+
+@app.command()
+def up(task: TaskName = "digits") -> None:
+    """Start Prefect, MLflow, the dashboard, the prediction service and the served flows; logs in .fedloop/logs.
+
+    Where no model serves yet, the first one is trained at once. Ports: FEDLOOP_PORTS__PREFECT and so on.
+    """
+    from flows import processes
+    from flows.console import say
+
+    settings = _settings(task)
+    processes.start(settings, say=say)
+    _bootstrap(settings, say)
+    for state in processes.state(settings):
+        say(f"{state.title}: {state.url}")
+
+
+def _bootstrap(settings: Any, say: Any) -> None:
+    from pipelines import registry
+
+    if registry.by_alias(settings, "champion") is None:
+        from flows.retrain import retrain
+
+        say("no model serves yet: the first one is trained now")
+        retrain(task=settings.task_name, cause="bootstrap")
+
+
+@app.command()
+def down(task: TaskName = "digits") -> None:
+    """Stop what `up` started; also what a killed `up` or `run` left behind."""
+    from flows import processes
+    from flows.console import say
+
+    processes.stop(_settings(task), say=say)
+
+
+@app.command()
+def status(task: TaskName = "digits") -> None:
+    """Which processes run and where, who is champion, what the monitor saw and decided."""
+    from flows import processes
+    from flows.console import CONSOLE
+    from flows.overview import house_table, loop_table
+
+    settings = _settings(task)
+    CONSOLE.print(house_table(processes.state(settings)))
+    CONSOLE.print(loop_table(settings))
+
+
+@app.command()
+def ingest(task: TaskName = "digits") -> None:
+    """Validate the task's rows into content-addressed snapshots at the sites; bad rows go to quarantine."""
+    from pipelines.gather import gather
+
+    gather(_settings(task))
+
+
+@app.command()
+def train(task: TaskName = "digits") -> None:
+    """Ingest, buy labels within the budget, and run the federated rounds; an interrupted run is taken up again."""
+    from pipelines.gather import gather
+    from pipelines.loop import buy_labels, fit
+
+    settings = _settings(task)
+    material = gather(settings)
+    trained = fit(settings, material, buy_labels(settings, material))
+    typer.echo(f"weights of run {trained.key} after {trained.rounds} rounds: {trained.folder}")
+
+
+@app.command()
+def evaluate(task: TaskName = "digits") -> None:
+    """Judge the trained model against the champion and register it as challenger, with every figure the gate saw."""
+    from flows.console import CONSOLE
+    from flows.overview import evaluation_table
+    from pipelines.challenger import enter_registry, judge_challenger
+    from pipelines.gather import gather
+    from pipelines.loop import buy_labels, fit
+
+    settings = _settings(task)
+    material = gather(settings)
+    labelled = buy_labels(settings, material)
+    trained = fit(settings, material, labelled)
+    found = judge_challenger(settings, material, trained)
+    enter_registry(settings, material, labelled, trained, found)
+    CONSOLE.print(evaluation_table(found))
+
+
+@app.command()
+def promote(
+    task: TaskName = "digits",
+    version: Annotated[int, typer.Option(help="the version; 0: the one with the alias challenger")] = 0,
+    reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand",
+) -> None:
+    """Make a version that passed the gate the champion; the service takes it up within seconds."""
+    from pipelines.challenger import promote_by_hand
+
+    number = promote_by_hand(_settings(task), version, reason)
+    typer.echo(f"version {number} is champion")
+
+
+@app.command()
+def rollback(
+    task: TaskName = "digits", reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand"
+) -> None:
+    """Make the fallback, the version that served before, champion again."""
+    from pipelines import release
+
+    typer.echo(f"version {release.rollback(_settings(task), reason)} is champion again")
+
+
+@app.command()
+def monitor(task: TaskName = "digits") -> None:
+    """Look at the windows of traffic that nobody has looked at yet; says what was odd and whether it is an alarm."""
+    from pipelines.watch import look
+
+    reports = look(_settings(task))
+    typer.echo(f"{len(reports)} windows looked at, {sum(report.odd for report in reports)} odd")
+
+
+@app.command()
+def traffic(
+    task: TaskName = "digits",
+    drift: Annotated[str, typer.Option(help="a named drift: low-light; empty for traffic as in training")] = "",
+    severity: Annotated[str, typer.Option(help="mild, medium, strong or severe")] = "strong",
+    requests: Annotated[int, typer.Option(min=1, help="how many pictures to send")] = 1000,
+    site: Annotated[list[str] | None, typer.Option(help="the drift hits these sites only (may be repeated)")] = None,
+    feedback: Annotated[float, typer.Option(min=0, max=1, help="share whose true label follows later")] = 0.2,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="requests under way at once")] = 8,
+) -> None:
+    """Replay pictures of the task's live pool at the running service."""
+    from flows.traffic import send_traffic
+
+    settings = _settings(task)
+    if not send_traffic(settings, drift, severity, requests, site, feedback, concurrency):
+        sys.exit(1)
+
+
+@app.command()
+def report(task: TaskName = "digits") -> None:
+    """The table of the last rehearsal, and where its picture is."""
+    from flows.console import CONSOLE
+    from flows.overview import last_rehearsal
+
+    settings = _settings(task)
+    CONSOLE.print(last_rehearsal(settings))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,94 @@
+"""Tables for the terminal: the processes, the loop's state, an evaluation, and the last rehearsal."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from rich.table import Table
+
+from flows.processes import ProcessState
+from models.errors import Missing
+from monitoring import alarm
+from monitoring.database import connect
+from pipelines import registry
+from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.report import Summary, table
+from pipelines.settings import Settings
+
+
+def house_table(states: list[ProcessState]) -> Table:
+    shown = Table(title="processes", title_justify="left")
+    for column in ("process", "state", "pid", "up for", "address", "log or last error"):
+        shown.add_column(column)
+    for state in states:
+        colour = {"up": "green", "starting": "yellow", "failing": "red"}.get(state.state, "dim")
+        since = "" if state.uptime_s is None else f"{state.uptime_s:.0f} s"
+        shown.add_row(
+            state.title,
+            f"[{colour}]{state.state}[/{colour}]",
+            str(state.pid or ""),
+            since,
+            state.url,
+            state.error or str(state.log),
+        )
+    return shown
+
+
+def loop_table(settings: Settings) -> Table:
+    """Champion and challengers, windows and decisions of the task's live stage."""
+    shown = Table(title=f"the loop of {settings.model_name}", title_justify="left", show_header=False)
+    shown.add_column(style="bold")
+    shown.add_column()
+    for alias in ("champion", "challenger", "fallback"):
+        version = registry.by_alias(settings, alias)
+        shown.add_row(alias, f"version {version.number}: {version.tags.get('fedloop.gate', '')}" if version else "none")
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    engine = connect(settings.database_url)
+    windows = alarm.windows(engine)
+    odd = int(windows["odd"].sum()) if len(windows) else 0
+    shown.add_row("windows", f"{len(windows)} looked at, {odd} odd")
+    for decision in alarm.decisions(engine)[-3:]:
+        age = (time.time() - decision.created_at) / 60
+        what = decision.outcome or decision.evidence.get("sentence", "")
+        shown.add_row(f"decision {decision.decision}", f"{decision.state}, {age:.0f} minutes ago: {what}")
+    return shown
+
+
+def evaluation_table(found: Evaluation) -> Table:
+    shown = Table(title=str(found.verdict), title_justify="left")
+    for column in ("rows judged", "n", "accuracy", "AUC", "ECE", "champion's accuracy"):
+        shown.add_column(column, justify="left" if column == "rows judged" else "right")
+
+    def champion(report: ModelReport | None, site: str | None) -> str:
+        if report is None:
+            return ""
+        return f"{(report.overall if site is None else report.sites[site]).accuracy:.3f}"
+
+    for name, scores in [("all", found.challenger.overall), *sorted(found.challenger.sites.items())]:
+        site = None if name == "all" else name
+        shown.add_row(
+            name, str(scores.rows), f"{scores.accuracy:.3f}", f"{scores.auc:.3f}", f"{scores.ece:.3f}",
+            champion(found.champion, site),
+        )  # fmt: skip
+    for column, quartiles in found.challenger.slices.items():
+        for index, (rows, accuracy) in enumerate(quartiles):
+            if rows:
+                shown.add_row(f"{column}, quartile {index + 1}", str(rows), f"{accuracy:.3f}", "", "", "")
+    return shown
+
+
+def last_rehearsal(settings: Settings) -> Table:
+    """The table of the last rehearsal.
+
+    Raises:
+        Missing: there was none.
+    """
+    folder = settings.out.absolute() / settings.task.name
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise Missing(f"there is no rehearsal of {settings.task.name} at {folder}; make one with `fedloop run`")
+    values = json.loads(path.read_text())
+    for metric in ("accuracy", "auc"):
+        values[metric] = {name: float("nan") if v is None else v for name, v in values[metric].items()}
+    return table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")

@@ -1,0 +1,174 @@
+"""What a rehearsal has to show: figures from the traffic log, a table, `summary.json`, and a picture over time.
+
+Every accuracy here is computed from what the log says was answered, joined with what the replay knows to be true, so
+the report also shows that the log is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from models.task import Task
+from pipelines.federated.store import write_atomically
+
+
+@dataclass
+class Moments:
+    """When things happened, in seconds since the epoch; the picture marks them."""
+
+    drift: float = 0.0
+    alarm: float = 0.0
+    retrain: float = 0.0
+    retrained: float = 0.0
+    swap: float = 0.0
+
+
+@dataclass
+class Summary:
+    """The figures of one rehearsal, in groups; `summary.json` has exactly these."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def put(self, group: str, **figures: Any) -> None:
+        self.values.setdefault(group, {}).update(figures)
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, json.dumps(_plain(self.values), indent=2).encode() + b"\n")
+
+
+def quality_of(answers: pd.DataFrame, task: Task) -> dict[str, float]:
+    """accuracy and auc (two classes: of class 1; more: macro one-against-rest) of logged answers with their `truth`."""
+    from sklearn.metrics import roc_auc_score
+
+    if answers.empty:
+        return {"accuracy": float("nan"), "auc": float("nan")}
+    truth = answers["truth"].to_numpy(dtype=np.int64)
+    probabilities = np.array(answers["probabilities"].tolist(), dtype=np.float64)
+    accuracy = float((answers["prediction"].to_numpy(dtype=np.int64) == truth).mean())
+    if len(np.unique(truth)) < len(task.classes):
+        return {"accuracy": accuracy, "auc": float("nan")}
+    if len(task.classes) == 2:
+        return {"accuracy": accuracy, "auc": float(roc_auc_score(truth, probabilities[:, 1]))}
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return {"accuracy": accuracy, "auc": float(roc_auc_score(truth, probabilities, multi_class="ovr"))}
+
+
+def table(summary: Summary, task: Task, title: str) -> Table:
+    """The summary as a table to read."""
+    values = summary.values
+    shown = Table(title=title, title_justify="left", show_header=False, min_width=78)
+    shown.add_column(style="bold")
+    shown.add_column()
+    for metric in ("accuracy", "auc"):
+        v = values[metric]
+        line = f"before {v['before']:.3f}   during {v['during']:.3f}   [bold]after {v['after']:.3f}[/bold]"
+        line += f"   oracle {v['oracle_during_retrained']:.3f}"
+        regained = v.get("regained")
+        shown.add_row(
+            metric + (" (judged by)" if metric == task.metric else ""),
+            line + (f"   regained {regained:.0%}" if regained is not None and np.isfinite(regained) else ""),
+        )
+    v = values["requests"]
+    shown.add_row("requests", f"{v['answered']} answered, {v['failed']} failed, {v['unlogged']} answered but unlogged")
+    v = values["alarm"]
+    shown.add_row(
+        "alarm",
+        f"{v['windows_to_alarm']} windows after the drift; {v['false']} false in {v['stable_windows']} stable windows",
+    )
+    if v.get("evidence"):
+        shown.add_row("", v["evidence"])
+    v = values["labels"]
+    shown.add_row(
+        "labels bought",
+        f"{v['bought']} of {v['rows']} rows ({v['share']:.1%}); spread to more: {v['spread_accuracy']:.1%} right, "
+        f"{v['spread_coverage']:.0%} of rows covered",
+    )
+    shown.add_row("labels given", f"{v['held_for_evaluation']} rows with a label judge the models and train none")
+    v = values["registry"]
+    shown.add_row("registry", f"champion v{v['champion']}, fallback v{v['fallback']}, versions {v['versions']}")
+    seconds = dict(values["seconds"])
+    total = seconds.pop("total")
+    shown.add_row("seconds", ", ".join(f"{name} {s:.1f}" for name, s in seconds.items()) + f"; total {total:.0f}")
+    shown.add_row("memory", f"{values['memory']['peak_mb']:.0f} MB at the peak, all processes together")
+    return shown
+
+
+def picture(
+    answers: pd.DataFrame, windows: pd.DataFrame, moments: Moments, task: Task, path: Path, chunk: int = 125
+) -> Path:
+    """Accuracy on live traffic over time, with drift, alarm, retraining and swap marked.
+
+    answers: at, prediction, truth, model_version, in the order of the log; windows: started_at, ended_at, odd.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    start = float(answers["at"].min())
+    correct = (answers["prediction"].astype(int) == answers["truth"].astype(int)).to_numpy(dtype=np.float64)
+    seconds = answers["at"].to_numpy(dtype=np.float64) - start
+    figure, axis = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    versions = answers["model_version"].to_numpy()
+    colours = ["#4c72b0", "#dd8452", "#55a868", "#8172b3"]
+    for index, version in enumerate(sorted(set(versions))):
+        own = np.flatnonzero(versions == version)
+        groups = [g for g in np.array_split(own, max(1, len(own) // chunk)) if len(g)]
+        x = [float(seconds[g].mean()) for g in groups]
+        y = [float(correct[g].mean()) for g in groups]
+        colour = colours[index % len(colours)]
+        axis.plot(x, y, "o-", ms=4, lw=1.4, color=colour, label=f"model version {version}")
+    for _, window in windows[windows["odd"] == 1].iterrows():
+        axis.axvspan(window["started_at"] - start, window["ended_at"] - start, color="#c44e52", alpha=0.10, lw=0)
+    if moments.retrain and moments.retrained:
+        axis.axvspan(moments.retrain - start, moments.retrained - start, ymax=0.06, color="#8172b3", alpha=0.6, lw=0)
+        middle = (moments.retrain + moments.retrained) / 2 - start
+        axis.annotate("retraining", (middle, 0.075), xycoords=("data", "axes fraction"), ha="center", fontsize=9)
+    for at, name, height in (
+        (moments.drift, "drift", 1.0),
+        (moments.alarm, "alarm", 0.93),
+        (moments.swap, "swap", 1.0),
+    ):
+        if at:
+            axis.axvline(at - start, color="black", lw=1, ls="--")
+            axis.annotate(
+                f" {name}",
+                (at - start, height),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                fontsize=10,
+                weight="bold",
+            )
+    axis.set(
+        title=f"{task.name}: does the model recover from the drift by itself?",
+        xlabel="seconds of live traffic (windows that the monitor found odd are shaded)",
+        ylabel=f"accuracy ({chunk} requests a point)",
+        ylim=(min(0.4, float(correct.mean()) - 0.3), 1.03),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and knows no numpy scalars."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 4) if np.isfinite(value) else None
+    return value
