@@ -2,7 +2,8 @@
 
 Each site clusters its own rows; the centroids, weighted by their counts, are clustered again into the global ones;
 then every federated Lloyd iteration assigns the rows at the sites and averages their sums, which is exactly
-k-means on the pooled rows (Lloyd, 1982) from that start.
+k-means on the pooled rows (Lloyd, 1982) from that start, but for rows that are alone in a cluster at their site: a
+site tells no sum of one row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from models.errors import BadInput
 from pipelines.federated.engines.local import Engine
 from pipelines.federated.jobs import (
+    MINIMUM_ROWS,
     Answer,
     AssignAnswer,
     AssignJob,
@@ -99,12 +101,15 @@ def summarize(engine: Engine, snapshots: Snapshots, clusters: int, lloyd_rounds:
     local = ask_all(engine, {s: ClusterJob(snapshots[s], clusters, seed) for s in sites}, ClusterAnswer)
     points = np.concatenate([local[site].centroids for site in sites])
     weights = np.concatenate([local[site].counts for site in sites]).astype(np.float64)
+    points, weights = points[weights > 0], weights[weights > 0]
+    if not len(points):
+        raise BadInput(f"no site has the {MINIMUM_ROWS} rows that clusters need; ingest more rows first")
     wanted = min(clusters, len(points))
     merged = KMeans(wanted, n_init=4, random_state=seed).fit(points, sample_weight=weights)
     centroids = np.asarray(merged.cluster_centers_, dtype=np.float64)
     for _ in range(lloyd_rounds):
         answers = _assign(engine, snapshots, sites, centroids)
-        counts = np.sum([a.counts for a in answers.values()], axis=0)
+        counts = np.sum([np.where(a.counts >= MINIMUM_ROWS, a.counts, 0) for a in answers.values()], axis=0)
         sums = np.sum([a.sums for a in answers.values()], axis=0)
         kept = counts > 0
         centroids = np.where(kept[:, None], sums / np.maximum(counts, 1)[:, None], centroids)

@@ -20,6 +20,9 @@ Parameters = dict[str, torch.Tensor]
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
+MINIMUM_ROWS = 2
+"""Rows that a sum of embeddings is made of at least: the mean of one row is that row, and with it its image."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -54,6 +57,7 @@ class TrainJob:
     parameters: Parameters
     work: LocalWork
     stages: tuple[Stage, ...] = ()
+    fresh: tuple[str, ...] = ()  # snapshots whose exposure the older rows are to be trained under
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,15 @@ class DescribeJob:
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """k-means on the site's own rows: where the global clusters start from."""
+    """k-means on the site's own rows: where the global clusters start from.
+
+    encoder: weights of the task's model whose features join the task's embedding; the same in the jobs below.
+    """
 
     snapshots: tuple[str, ...]
     clusters: int
     seed: int
+    encoder: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class AssignJob:
 
     snapshots: tuple[str, ...]
     centroids: Floats
-    distance_bins: int = 64
+    distance_bins: int = 256
+    encoder: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ class AnnotateJob:
     near: Floats
     quota: Counts
     seed: int
+    encoder: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,7 @@ class SpreadJob:
     reach: Floats
     label: Counts
     weight: float
+    encoder: Parameters | None = None
 
 
 @dataclass(frozen=True)
@@ -172,15 +183,17 @@ class DescribeAnswer:
 
 @dataclass(frozen=True)
 class ClusterAnswer:
+    """Centroids of at least MINIMUM_ROWS rows each; a count of 0 where there are fewer of them than asked for."""
+
     centroids: Floats  # [clusters, d]
-    counts: Counts
+    counts: Counts  # [clusters]
 
 
 @dataclass(frozen=True)
 class AssignAnswer:
-    sums: Floats  # [k, d]
+    sums: Floats  # [k, d]; zero where the count is below MINIMUM_ROWS
     counts: Counts  # [k]
-    distances: Counts  # [k, bins]: histogram of the distance to the centroid over [0, 2]
+    distances: Counts  # [k, bins]: histogram of the distance to the centroid
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from models.images import Images, to_tensor
 from models.quality import QUALITY_COLUMNS
 from models.task import Task
 from pipelines.federated import jobs
-from pipelines.federated.jobs import Answer, Failure, Job, Parameters
+from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Parameters
 from pipelines.federated.local_work import Batch, LabelledRows, batches, draw_seed, train_one
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
 from pipelines.federated.stages import on_site
@@ -158,24 +158,32 @@ class Site:
         from sklearn.cluster import KMeans
 
         _, features = self._embedded(job.snapshots)
-        clusters = min(job.clusters, len(features))
-        if clusters == 0:
-            return jobs.ClusterAnswer(np.zeros((0, features.shape[1])), np.zeros(0, dtype=np.int64))
-        seed = draw_seed(job.seed, self.name) % 2**31
-        fitted = KMeans(clusters, n_init=1, random_state=seed).fit(features.astype(np.float64))
-        counts = np.bincount(fitted.labels_, minlength=clusters).astype(np.int64)
-        return jobs.ClusterAnswer(fitted.cluster_centers_, counts)
+        points = features.astype(np.float64)
+        centroids = np.zeros((job.clusters, points.shape[1]))
+        counts = np.zeros(job.clusters, dtype=np.int64)
+        clusters = min(job.clusters, len(points) // MINIMUM_ROWS)
+        if clusters:
+            seed = draw_seed(job.seed, self.name) % 2**31
+            fitted = KMeans(clusters, n_init=1, random_state=seed).fit(points)
+            large = np.bincount(fitted.labels_, minlength=clusters) >= MINIMUM_ROWS
+            nearest, _ = nearest_centroid(features, fitted.cluster_centers_[large])
+            sizes = np.bincount(nearest)
+            for index, cluster in enumerate(np.flatnonzero(sizes >= MINIMUM_ROWS)):
+                centroids[index], counts[index] = points[nearest == cluster].mean(axis=0), sizes[cluster]
+        return jobs.ClusterAnswer(centroids, counts)
 
     def assign(self, job: jobs.AssignJob) -> jobs.AssignAnswer:
         _, features = self._embedded(job.snapshots)
         nearest, distance = nearest_centroid(features, job.centroids)
         clusters = len(job.centroids)
+        counts = np.bincount(nearest, minlength=clusters).astype(np.int64)
         sums = np.zeros_like(job.centroids)
         np.add.at(sums, nearest, features.astype(np.float64))
+        sums[counts < MINIMUM_ROWS] = 0.0
         bins = np.minimum((distance / DISTANCE_RANGE * job.distance_bins).astype(np.int64), job.distance_bins - 1)
         histogram = np.zeros((clusters, job.distance_bins), dtype=np.int64)
         np.add.at(histogram, (nearest, bins), 1)
-        return jobs.AssignAnswer(sums, np.bincount(nearest, minlength=clusters).astype(np.int64), histogram)
+        return jobs.AssignAnswer(sums, counts, histogram)
 
     def annotate(self, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
         rows, features = self._embedded(job.snapshots)
