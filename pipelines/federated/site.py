@@ -5,6 +5,7 @@ The same code runs inside the embedded engine and, at a hospital, behind whateve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -15,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from models.embedding import nearest_centroid
+from models.embedding import nearest_centroid, unit_length
+from models.errors import FedloopError
 from models.images import Images, to_tensor
 from models.quality import QUALITY_COLUMNS
+from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated import jobs
 from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Parameters
@@ -26,8 +29,10 @@ from pipelines.federated.scoring import replicate_weights, score_model, slice_co
 from pipelines.federated.stages import on_site
 from pipelines.federated.store import SiteStore, stack_images
 
-DISTANCE_RANGE = 2.0
-"""Distances between normalised embeddings lie in [0, 2]."""
+DISTANCE_RANGE = 3.0
+"""Distances between embeddings of one or two parts of length 1 lie below this."""
+
+LOG = logging.getLogger("fedloop.site")
 
 
 class Annotator(Protocol):
@@ -80,7 +85,14 @@ class Site:
         try:
             return self._handlers[type(job)](job)
         except Exception as error:  # the boundary: whatever went wrong here is a value over there
-            return Failure(f"{self.name}: {type(error).__name__}: {error}")
+            return self.failure(error)
+
+    def failure(self, error: Exception) -> Failure:
+        """What the others may know of an error. Only our own messages are free of rows: a database's quotes them."""
+        if isinstance(error, FedloopError):
+            return Failure(f"{self.name}: {error}")
+        LOG.error("%s could not answer", self.name, exc_info=error)
+        return Failure(f"{self.name}: {type(error).__name__} (the site's own log says more)")
 
     # -- rows -------------------------------------------------------------------------------------------------
 
@@ -88,12 +100,25 @@ class Site:
         rows = self.store.rows(snapshots, "train" if split == "train" else "evaluation")
         return rows, stack_images(rows["png"], self.task.input)
 
-    def _embedded(self, snapshots: tuple[str, ...]) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    def _embedded(
+        self, snapshots: tuple[str, ...], encoder: Parameters | None
+    ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
         rows, images = self._images(snapshots, "train")
-        return rows, self.task.embed(images)
+        features = self.task.embed(images)
+        if encoder is None or not len(images):
+            return rows, features
+        model = self.task.build_model().eval()
+        model.load_state_dict(encoder)
+        with torch.no_grad():
+            learned = self.task.features(model, to_tensor(images)).flatten(1).numpy()
+        return rows, np.concatenate([features, unit_length(learned)], axis=1)
 
-    def _load_training(self, labellings: tuple[str, ...], snapshots: tuple[str, ...]) -> LabelledRows:
+    def _load_training(
+        self, labellings: tuple[str, ...], snapshots: tuple[str, ...], fresh: tuple[str, ...]
+    ) -> LabelledRows:
         rows, images = self._images(snapshots, "train")
+        old = ~rows["snapshot"].isin(fresh).to_numpy()
+        sensor = fit_sensor(images[old], images[~old], draw_seed("sensor", self.name)) if fresh else None
         tables = [self.store.labels(labelling) for labelling in labellings]
         labels = pd.concat(tables).drop_duplicates("row_id").set_index("row_id")
         position = np.flatnonzero(rows["row_id"].isin(labels.index).to_numpy())
@@ -102,13 +127,15 @@ class Site:
             images[position],
             torch.tensor(own["label"].to_numpy(), dtype=torch.int64),
             torch.tensor(own["weight"].to_numpy(), dtype=torch.float32),
+            torch.from_numpy(old[position]),
+            sensor,
         )
 
     # -- training ---------------------------------------------------------------------------------------------
 
     def draw_batches(self, job: jobs.TrainJob) -> tuple[list[Batch], float]:
         """The batches of one round and the sum of the rows' weights; depends on the seed, the round and the site."""
-        rows = self._training(job.labellings, job.snapshots)
+        rows = self._training(job.labellings, job.snapshots, job.fresh)
         seed = draw_seed(job.seed, job.round, self.name)
         return batches(rows, job.work, seed, self.task.augment), float(rows.weights.sum())
 
@@ -157,7 +184,7 @@ class Site:
     def cluster(self, job: jobs.ClusterJob) -> jobs.ClusterAnswer:
         from sklearn.cluster import KMeans
 
-        _, features = self._embedded(job.snapshots)
+        _, features = self._embedded(job.snapshots, job.encoder)
         points = features.astype(np.float64)
         centroids = np.zeros((job.clusters, points.shape[1]))
         counts = np.zeros(job.clusters, dtype=np.int64)
@@ -173,7 +200,7 @@ class Site:
         return jobs.ClusterAnswer(centroids, counts)
 
     def assign(self, job: jobs.AssignJob) -> jobs.AssignAnswer:
-        _, features = self._embedded(job.snapshots)
+        _, features = self._embedded(job.snapshots, job.encoder)
         nearest, distance = nearest_centroid(features, job.centroids)
         clusters = len(job.centroids)
         counts = np.bincount(nearest, minlength=clusters).astype(np.int64)
@@ -186,7 +213,7 @@ class Site:
         return jobs.AssignAnswer(sums, counts, histogram)
 
     def annotate(self, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
-        rows, features = self._embedded(job.snapshots)
+        rows, features = self._embedded(job.snapshots, job.encoder)
         nearest, distance = nearest_centroid(features, job.centroids)
         rng = np.random.default_rng(draw_seed(job.seed, self.name))
         chosen: list[int] = []
@@ -206,7 +233,7 @@ class Site:
         return jobs.AnnotateAnswer(histogram, int(histogram.sum()), new)
 
     def spread(self, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
-        rows, features = self._embedded(job.snapshots)
+        rows, features = self._embedded(job.snapshots, job.encoder)
         nearest, distance = nearest_centroid(features, job.centroids)
         bought = rows["row_id"].map(self.store.annotations())
         is_bought = bought.notna().to_numpy()

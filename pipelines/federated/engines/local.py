@@ -64,7 +64,7 @@ class LocalEngine:
                 try:
                     drawn[name] = self.sites[name].draw_batches(jobs[name])
                 except Exception as error:  # as in Site.answer: one site's failure is a value
-                    failed[name] = Failure(f"{name}: {type(error).__name__}: {error}")
+                    failed[name] = self.sites[name].failure(error)
             able = [name for name, (steps, _) in drawn.items() if steps]
             results = {}
             if able:
