@@ -140,9 +140,7 @@ class SiteStore:
     def quarantine(self) -> pd.DataFrame:
         """Every refused row: row, reason, source."""
         frames = [pd.read_parquet(path) for path in sorted((self.root / "quarantine").glob("*.parquet"))]
-        return (
-            pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"row": [], "reason": [], "source": []})
-        )
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"row": [], "reason": [], "source": []})
 
     # -- labels -----------------------------------------------------------------------------------------------
 
@@ -174,11 +172,13 @@ class SiteStore:
         """What one training run learns from: row_id, label, weight, how."""
         self._parquet("labels", labelling, table)
 
+    def has_labels(self, labelling: str) -> bool:
+        return (self.root / "labels" / f"{labelling}.parquet").is_file()
+
     def labels(self, labelling: str) -> pd.DataFrame:
-        path = self.root / "labels" / f"{labelling}.parquet"
-        if not path.is_file():
+        if not self.has_labels(labelling):
             raise Missing(f"site {self.site} has no labelling {labelling}; run the labelling step first")
-        return pd.read_parquet(path)
+        return pd.read_parquet(self.root / "labels" / f"{labelling}.parquet")
 
     # -- references -------------------------------------------------------------------------------------------
 
