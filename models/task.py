@@ -57,6 +57,12 @@ class TaskData:
     probe: Rows
 
 
+def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What an nn.Sequential computes before its last layer; another kind of model answers with its outputs."""
+    body = model[:-1] if isinstance(model, nn.Sequential) else model
+    return torch.as_tensor(body(images))
+
+
 @dataclass(frozen=True)
 class Task:
     """What is learned.
@@ -64,7 +70,8 @@ class Task:
     build_model draws its initial weights from torch's generator and returns a module without cross-example state
     (no batch normalisation): then sites can be stepped together.
     augment, where given, maps (images float [n, c, h, w], generator) to images of the same shape.
-    embed maps images uint8 [n, h, w, c] to features [n, d] without any label.
+    embed maps images uint8 [n, h, w, c] to features [n, d] without any label; features gives the model's own
+    [n, d] for images float [n, c, h, w], which help to cluster new rows once there is a model.
     recipe overrides the defaults of the settings of the same names, below `conf/<task>.toml`.
     """
 
@@ -76,6 +83,7 @@ class Task:
     metric: Literal["accuracy", "auc"] = "accuracy"
     augment: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None
     embed: Callable[[Images], NDArray[np.float32]] = normalised_pixels
+    features: Callable[[nn.Module, torch.Tensor], torch.Tensor] = penultimate
     corruptions: Mapping[str, Corruption] = field(default_factory=lambda: dict(CORRUPTIONS))
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
