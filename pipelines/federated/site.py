@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.func import functional_call
 
 from models.embedding import nearest_centroid, unit_length
-from models.errors import FedloopError
+from models.errors import BadInput, FedloopError
 from models.images import Images, to_tensor
 from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
@@ -104,7 +104,7 @@ class Site:
         self, snapshots: tuple[str, ...], encoder: Parameters | None
     ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
         rows, images = self._images(snapshots, "train")
-        features = self.task.embed(images)
+        features = self._embed(images)
         if encoder is None or not len(images):
             return rows, features
         model = self.task.build_model().eval()
@@ -112,6 +112,16 @@ class Site:
         with torch.no_grad():
             learned = self.task.features(model, to_tensor(images)).flatten(1).numpy()
         return rows, np.concatenate([features, unit_length(learned)], axis=1)
+
+    def _embed(self, images: Images) -> NDArray[np.float32]:
+        features = self.task.embed(images)
+        longest = float(np.linalg.norm(features, axis=1).max(initial=0.0))
+        if not longest <= 1.0 + 1e-3:
+            raise BadInput(
+                f"task {self.task.name}: embed gives features of length {longest:.3g}; distances are counted up to a "
+                "fixed range, so scale every image's features to length 1"
+            )
+        return features
 
     def _load_training(
         self, labellings: tuple[str, ...], snapshots: tuple[str, ...], fresh: tuple[str, ...]
