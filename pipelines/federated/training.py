@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -97,14 +98,16 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Engine) -> Train
     reduction = strategy.reducer.start()
     failures: list[str] = []
     reports, examples, loss = 0, 0.0, 0.0
-    for _, answer in engine.ask(jobs):
+    for name, answer in engine.ask(jobs):
         if isinstance(answer, Failure):
             failures.append(answer.reason)
+        elif isinstance(answer, TrainAnswer) and not _is_finite(answer):
+            failures.append(f"{name}: the update is not finite; a smaller learning rate or a clip_norm may help")
         elif isinstance(answer, TrainAnswer) and answer.examples > 0:
             reduction = strategy.reducer.add(reduction, answer.delta, answer.examples)
             reports, examples, loss = reports + 1, examples + answer.examples, loss + answer.examples * answer.loss
         else:
-            failures.append("a site has no labelled rows")
+            failures.append(f"{name} has no labelled rows")
     for reason in failures:
         LOG.warning("round %d: %s", number, reason)
     record = RoundRecord(number, len(asked), reports, examples, loss / max(examples, 1e-12))
@@ -114,6 +117,11 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Engine) -> Train
     update = on_server(strategy.stages, strategy.reducer.finish(reduction))
     parameters, moments = strategy.server.step(state.parameters, update, state.moments)
     return TrainingState(number, parameters, moments, (*state.log, record))
+
+
+def _is_finite(answer: TrainAnswer) -> bool:
+    """One diverged site would turn everybody's weights into NaN."""
+    return math.isfinite(answer.examples) and all(bool(tensor.isfinite().all()) for tensor in answer.delta.values())
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------
