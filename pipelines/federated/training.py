@@ -133,12 +133,9 @@ def checkpoint(folder: Path, state: TrainingState) -> None:
     for moment, values in state.moments.items():
         tensors |= {f"moments/{moment}/{name}": tensor for name, tensor in values.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    head = {
-        "round": str(state.round),
-        "log": json.dumps([asdict(record) for record in state.log]),
-        "sha256": _fingerprint(tensors),
-    }
-    write_atomically(folder / f"round-{state.round:06d}.safetensors", save(tensors, head))
+    head = {"round": str(state.round), "log": json.dumps([asdict(record) for record in state.log])}
+    whole = head | {"sha256": _fingerprint(tensors, head)}
+    write_atomically(folder / f"round-{state.round:06d}.safetensors", save(tensors, whole))
     for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT]:
         old.unlink()
 
@@ -157,9 +154,9 @@ def _read(path: Path) -> TrainingState:
     parameters: Parameters = {}
     moments: Moments = {}
     with safe_open(path, framework="pt") as file:
-        head = file.metadata()
+        head = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if _fingerprint(tensors) != head["sha256"]:
+    if _fingerprint(tensors, head) != head["sha256"]:
         raise ValueError("its content does not match its checksum")
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
@@ -172,9 +169,9 @@ def _read(path: Path) -> TrainingState:
     return TrainingState(int(head["round"]), parameters, moments, log)
 
 
-def _fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    hasher = hashlib.sha256()
+def _fingerprint(tensors: Mapping[str, torch.Tensor], head: Mapping[str, str]) -> str:
+    hasher = hashlib.sha256(repr((head["round"], head["log"])).encode())
     for name in sorted(tensors):
-        hasher.update(name.encode())
+        hasher.update(repr((name, tensors[name].dtype, tuple(tensors[name].shape))).encode())
         hasher.update(tensors[name].contiguous().numpy().tobytes())
     return hasher.hexdigest()
