@@ -41,11 +41,17 @@ MEAN = Reducer("mean", lambda: ({}, 0.0), _mean_add, _mean_finish)
 """Mean weighted by examples: FedAvg (McMahan et al., 2017, algorithm 1). Summed in float64."""
 
 
+def _median_add(state: list[Parameters], update: Parameters, weight: float) -> list[Parameters]:
+    return [*state, update] if weight > 0 else state
+
+
 def _median_finish(state: list[Parameters]) -> Parameters:
-    return {name: torch.stack([update[name] for update in state]).median(dim=0).values for name in state[0]}
+    # Not torch.median: of an even number it takes the lower middle one, a pull downwards in every round.
+    ordered = {name: torch.stack([update[name] for update in state]).sort(dim=0).values for name in state[0]}
+    return {name: (v[(len(state) - 1) // 2] + v[len(state) // 2]) / 2 for name, v in ordered.items()}
 
 
-MEDIAN = Reducer("median", list, lambda state, update, _: [*state, update], _median_finish)
+MEDIAN = Reducer("median", list, _median_add, _median_finish)
 """Coordinate-wise median, unweighted (Yin et al., 2018): holds against a minority of arbitrary updates."""
 
 REDUCERS: Mapping[str, Reducer] = {r.name: r for r in (MEAN, MEDIAN)}
