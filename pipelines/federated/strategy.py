@@ -42,10 +42,13 @@ def sgd(learning_rate: float = 1.0) -> ServerOptimizer:
 def adam(
     learning_rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, adaptivity: float = 1e-3
 ) -> ServerOptimizer:
-    """FedAdam; as in the paper without bias correction, `adaptivity` is its tau."""
+    """FedAdam; as in the paper without bias correction and from v = tau², with `adaptivity` its tau."""
 
     def start(parameters: Parameters) -> Moments:
-        return {moment: {n: torch.zeros_like(t) for n, t in parameters.items()} for moment in ("first", "second")}
+        return {
+            "first": {n: torch.zeros_like(t) for n, t in parameters.items()},
+            "second": {n: torch.full_like(t, adaptivity**2) for n, t in parameters.items()},
+        }
 
     def step(parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
         first = {n: beta1 * m + (1 - beta1) * update[n] for n, m in moments["first"].items()}
@@ -53,7 +56,7 @@ def adam(
         moved = {n: t + learning_rate * first[n] / (second[n].sqrt() + adaptivity) for n, t in parameters.items()}
         return moved, {"first": first, "second": second}
 
-    return ServerOptimizer(f"adam({learning_rate:g})", start, step)
+    return ServerOptimizer(f"adam({learning_rate:g}, {beta1:g}, {beta2:g}, {adaptivity:g})", start, step)
 
 
 @dataclass(frozen=True)
