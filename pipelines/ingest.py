@@ -45,7 +45,7 @@ def ingest(
     if len(rows) == 0:
         raise BadInput(f"site {store.site}: the source {source!r} has no rows")
     table = _read(rows, task)
-    refused = _validate(table, task)
+    refused = _validate(table, rows.labels, task)
     store.refuse(source, refused)
     good = table[~table["row"].isin(refused["row"])]
     if good.empty:
@@ -114,19 +114,30 @@ def _read(rows: Rows, task: Task) -> pd.DataFrame:
         arrays.append(array)
         lines.append({"row": number, "problem": None, "row_id": content_hash(png), "png": png, "label": label})
     table = pd.DataFrame(lines)
-    table["label"] = pd.to_numeric(table["label"], errors="coerce").where(table["label"].notna())
+    table["label"] = [_label_number(label) for label in rows.labels]
     readable = table["problem"].isna()
     table[list(QUALITY_COLUMNS)] = np.nan
     if arrays:
         table.loc[readable, list(QUALITY_COLUMNS)] = quality(np.stack(arrays)).to_numpy()
-    # A label that is there but is no number is an unknown one, not a missing one.
-    wordy = pd.Series([label is not None for label in rows.labels]) & table["label"].isna()
-    table.loc[wordy, "label"] = -1
     return table
 
 
-def _validate(table: pd.DataFrame, task: Task) -> pd.DataFrame:
-    """row, reason of every row that must not go on, by a pandera schema checked as a whole."""
+def _label_number(label: Any) -> float:
+    """NaN where nobody has said; a label that is there but is no number is an unknown one (-1), not a missing one."""
+    if label is None:
+        return float("nan")
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        return -1.0
+    return number if np.isfinite(number) else -1.0
+
+
+def _validate(table: pd.DataFrame, labels: Sequence[Any], task: Task) -> pd.DataFrame:
+    """row, reason of every row that must not go on, by a pandera schema checked as a whole.
+
+    labels: as the source has them, for the reasons.
+    """
     import pandera.pandas as pa
 
     classes = len(task.classes)
@@ -138,9 +149,6 @@ def _validate(table: pd.DataFrame, task: Task) -> pd.DataFrame:
                 pa.Check(lambda s: s.isin(range(classes)), name=f"unknown label; known are 0 to {classes - 1}"),
                 nullable=True,
                 coerce=True,
-            ),
-            "row_id": pa.Column(
-                checks=pa.Check(lambda s: ~s.duplicated(keep="first"), name="a duplicate of an earlier row")
             ),
             **{
                 column: pa.Column(float, pa.Check.in_range(0.0, 4.0, name=f"{column} out of range"))
@@ -156,7 +164,11 @@ def _validate(table: pd.DataFrame, task: Task) -> pd.DataFrame:
     except pa.errors.SchemaErrors as failures:
         for case in failures.failure_cases.itertuples():
             if case.index is not None and not pd.isna(case.index):
-                reasons.setdefault(int(case.index), f"{case.check} ({case.column} is {case.failure_case})")
+                found = repr(labels[int(case.index)]) if case.column == "label" else case.failure_case
+                reasons.setdefault(int(case.index), f"{case.check} ({case.column} is {found})")
+    # Among the good rows only: the twin of a row that was refused for its label is nobody's duplicate.
+    good = readable[~readable.index.isin(list(reasons))]
+    reasons |= {int(row): "a duplicate of an earlier row" for row in good.index[good["row_id"].duplicated()]}
     return pd.DataFrame(
         {"row": list(reasons), "reason": list(reasons.values())}, columns=["row", "reason"]
     ).sort_values("row", ignore_index=True)
