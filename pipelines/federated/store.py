@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 
-from models.errors import BadInput, Missing
+from models.errors import BadInput, FedloopError, Missing
 from models.images import ImageInput, Images, decode_png
 
 Split = Literal["train", "evaluation"]
@@ -73,7 +73,14 @@ class SiteStore:
     # -- snapshots --------------------------------------------------------------------------------------------
 
     def has(self, snapshot: str) -> bool:
-        return (self.root / "snapshots" / f"{snapshot}.json").is_file()
+        """Whether the snapshot is here, whole and unchanged."""
+        if not (self.root / "snapshots" / f"{snapshot}.json").is_file():
+            return False
+        try:
+            self._checked(self.manifest(snapshot))
+        except FedloopError:
+            return False
+        return True
 
     def write(self, manifest: Manifest, rows: pd.DataFrame) -> Manifest:
         """Keep a snapshot; the manifest goes last, so a snapshot that has one is whole."""
@@ -109,13 +116,18 @@ class SiteStore:
             manifest = self.manifest(snapshot)
             if manifest.split != split:
                 continue
-            path = self.root / "snapshots" / f"{snapshot}.parquet"
-            if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.sha256:
-                raise BadInput(f"{path} was changed after it was written; restore it or ingest its source again")
-            frames.append(pd.read_parquet(path).assign(snapshot=snapshot))
+            frames.append(pd.read_parquet(self._checked(manifest)).assign(snapshot=snapshot))
         if not frames:
             return pd.DataFrame({"row_id": [], "png": [], "snapshot": []})
         return pd.concat(frames, ignore_index=True).drop_duplicates("row_id", ignore_index=True)
+
+    def _checked(self, manifest: Manifest) -> Path:
+        path = self.root / "snapshots" / f"{manifest.id}.parquet"
+        if not path.is_file():
+            raise Missing(f"{path} is gone; restore it or ingest its source again")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.sha256:
+            raise BadInput(f"{path} was changed after it was written; restore it or ingest its source again")
+        return path
 
     def deposit(self, labels: Mapping[str, int]) -> None:
         """Put what a row really shows into the site's archive (row_id → label); the first word stands."""
