@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.camera import Camera, draw_camera
+from models.errors import BadInput
 from models.task import Rows, Task
+from pipelines.ingest import read_image
 from pipelines.settings import SiteSettings
 
 
@@ -41,14 +43,14 @@ def plan_sites(task: Task, settings: SiteSettings, seed: int) -> SitePlan:
 def divide(rows: Rows, plan: SitePlan, task: Task, seed: int) -> dict[str, Rows]:
     """Each row goes to one site, drawn by the sites' weights for its label, and is seen through that site's camera.
 
-    Rows that are no image of the task's shape go through as they are: refusing them is the ingest's business.
+    Rows that are no image of the task's go through as they are: refusing them is the ingest's business.
     """
     rng = np.random.default_rng([seed, 2])
     weights = np.stack([plan.label_mix[name] for name in plan.sites])
     uniform = np.full(len(plan.sites), 1.0 / len(plan.sites))
     owner = np.empty(len(rows), dtype=np.int64)
     for index, label in enumerate(rows.labels):
-        known = label is not None and 0 <= label < weights.shape[1]
+        known = isinstance(label, int | np.integer) and 0 <= label < weights.shape[1]
         share = weights[:, label] / weights[:, label].sum() if known else uniform
         owner[index] = rng.choice(len(plan.sites), p=share)
     divided = {}
@@ -60,6 +62,7 @@ def divide(rows: Rows, plan: SitePlan, task: Task, seed: int) -> dict[str, Rows]
 
 
 def _through(camera: Camera, image: object, task: Task) -> bytes | NDArray[np.uint8]:
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == task.input.shape:
-        return np.asarray(camera(image[None])[0])
-    return image  # type: ignore[return-value]
+    try:
+        return np.asarray(camera(read_image(image, task.input)[None])[0])
+    except BadInput:
+        return image  # type: ignore[return-value]
