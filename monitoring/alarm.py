@@ -169,7 +169,8 @@ def _evidence(candidates: list[sa.RowMapping], policy: AlarmPolicy) -> dict[str,
     ordered = [numbers[number] for number in sorted(numbers)]
     sites = sorted(scope for scope in agreed if scope != OVERALL)
     watched = sorted({site for w in ordered for site in w["evidence"].get("mix", {})})
-    columns = _columns(agreed)
+    everywhere = len(sites) == len(watched) or not sites
+    columns = _columns(agreed, [OVERALL] if everywhere and OVERALL in agreed else sites)
     evidence: dict[str, Any] = {
         "columns": columns,
         "scopes": sorted(agreed),
@@ -182,9 +183,8 @@ def _evidence(candidates: list[sa.RowMapping], policy: AlarmPolicy) -> dict[str,
     return evidence | {"sentence": _sentence(columns, sites, watched, evidence["windows"])}
 
 
-def _columns(agreed: Mapping[str, Iterable[sa.RowMapping]]) -> dict[str, dict[str, Any]]:
+def _columns(agreed: Mapping[str, Iterable[sa.RowMapping]], scopes: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Per column its worst showing and in how many windows it exceeded its threshold; the worst column first."""
-    scopes = [OVERALL] if OVERALL in agreed else sorted(agreed)
     worst: dict[str, dict[str, Any]] = {}
     times: dict[str, set[int]] = {}
     for scope in scopes:

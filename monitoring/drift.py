@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ class DriftPolicy(BaseModel):
     window_rows: int = Field(250, ge=50, le=20_000)
     minimum_rows: int = Field(100, ge=20, description="what a window closed for its age must hold at least")
     max_age_s: float = Field(3600.0, gt=0, description="in thin traffic a window closes after this long")
-    lateness_s: float = Field(1.0, ge=0, description="rows younger than this may still have slower neighbours")
+    lateness_s: float = Field(0.5, ge=0, le=30, description="rows younger than this may still have slower neighbours")
     site_minimum_rows: int = Field(25, ge=10, description="sites with fewer rows in a window are not judged alone")
     false_alarm_per_window: float = Field(0.01, gt=0, lt=0.5)
     safety: float = Field(1.5, ge=1, description="widens the thresholds: a reference is never quite the traffic")
@@ -66,6 +66,7 @@ class DriftPolicy(BaseModel):
     missing_share: float = Field(0.1, gt=0, le=1, description="share of unusable values that itself counts as drift")
     replicates: int = Field(500, ge=100, description="bootstrap windows behind the thresholds")
     reference_rows: int = Field(2000, ge=100, le=20_000, description="rows of the reference in one comparison")
+    site_reports: int = Field(1, ge=0, description="odd sites of a window, worst first, that get a report of their own")
     keep_reports: int = Field(500, ge=10, description="newest windows kept on the dashboard")
     keep_full: int = Field(20, ge=1, description="newest odd windows whose reports keep their plots (0.5 MB each)")
 
@@ -117,9 +118,7 @@ def confidence_bands(confidence: Floats) -> pd.Series:
     names = [f"below {edges[1]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(edges[1:]))]
     names.append(f"above {edges[-1]:g}")
     band = np.searchsorted(CONFIDENCE_BANDS, confidence, side="right")
-    return pd.Series(
-        [None if np.isnan(c) else names[b] for c, b in zip(confidence, band, strict=True)], dtype="object"
-    )
+    return pd.Series([None if np.isnan(c) else names[b] for c, b in zip(confidence, band, strict=True)], dtype="object")
 
 
 def mixed_reference(
@@ -214,11 +213,7 @@ def report(
     drift: ScopeDrift,
     current: pd.DataFrame,
     reference: pd.DataFrame,
-    *,
-    name: str,
     at: float,
-    tags: Sequence[str],
-    metadata: Mapping[str, Any],
 ) -> Snapshot | None:
     """Evidently's report on one scope of a window; None where no column can be compared.
 
@@ -239,9 +234,8 @@ def report(
     metrics = [ValueDrift(column=c.column, method=METHODS[c.column], threshold=c.threshold) for c in there]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # correlations of constant columns
-        return Report(metrics, include_tests=True, tags=list(tags), metadata=dict(metadata)).run(
+        return Report(metrics, include_tests=True).run(
             Dataset.from_pandas(current[names], definition),
             Dataset.from_pandas(reference[names], definition),
             timestamp=datetime.fromtimestamp(at),  # naive local time, as Evidently's own clock and its UI have it
-            name=name,
         )
