@@ -23,6 +23,9 @@ Images = NDArray[np.uint8]
 MAX_PIXELS = 4_000_000
 """Larger images are refused before they are decoded: a small PNG can unpack to gigabytes."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+"""Others are refused by their first bytes: among them are some that Pillow hands to outside programs."""
+
 
 @dataclass(frozen=True)
 class ImageInput:
@@ -59,11 +62,13 @@ def decode_png(data: bytes, schema: ImageInput) -> NDArray[np.uint8]:
     if not data:
         raise BadInput("the image is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadInput(
                     f"the image is {picture.width}×{picture.height} pixels; this task takes {schema.describe()}"
                 )
+            if picture.mode.startswith(("I", "F")):
+                raise BadInput("the image has more than 8 bits a channel; scale its values to 0..255 and send 8 bits")
             pixels = np.asarray(picture.convert("L" if schema.channels == 1 else "RGB"), dtype=np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"the bytes are not a readable image ({type(error).__name__})") from error
