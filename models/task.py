@@ -34,6 +34,10 @@ class Rows:
     images: Sequence[bytes | NDArray[Any]]
     labels: Sequence[int | None]
 
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise BadInput(f"a source has {len(self.images)} images and {len(self.labels)} labels; give each row both")
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -114,6 +118,8 @@ def find_task(name: str) -> Task:
         raise BadInput(
             f"task {name!r}: the module {error.name!r} cannot be imported; is its folder on PYTHONPATH?"
         ) from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"task {name!r}: {module_name!r} is no module's name; write package.module:TASK") from error
     except AttributeError as error:
         raise BadInput(f"task {name!r}: the module {module_name} has no {attribute!r}") from error
     if not isinstance(task, Task):
