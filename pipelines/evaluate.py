@@ -93,9 +93,7 @@ def evaluate(
     return Evaluation(reports[0], reports[1] if champion is not None else None, verdict)
 
 
-def judge(
-    task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[ModelReport], gate: GateSettings
-) -> Verdict:
+def judge(task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[ModelReport], gate: GateSettings) -> Verdict:
     """The gate, a test of non-inferiority with two rules; a challenger that keeps both passes.
 
     Overall: the lower confidence bound of the gain (paired bootstrap over all sites' rows) is not below
