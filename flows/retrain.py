@@ -1,4 +1,7 @@
-"""The loop: ingest → label → train → evaluate → register → release. Read this file and you know the product."""
+"""The loop: ingest → adapt → label → train → evaluate → register → release.
+
+Read this file and you know the product. Each step is a function of `pipelines`; nothing else happens here.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
         if work is None:
             return None
         material = step(gather.gather, name="ingest")(settings, work.from_seq)
-        labelled = step(loop.buy_labels, name="label")(settings, material)
-        trained = step(loop.fit, name="train")(settings, material, labelled)
+        adapted = step(loop.adapt, name="adapt")(settings, material)
+        labelled = step(loop.buy_labels, name="label")(settings, material, adapted)
+        trained = step(loop.fit, name="train")(settings, material, labelled, adapted)
         found = step(challenger.judge_challenger, name="evaluate")(settings, material, trained)
         version = step(challenger.enter_registry, name="register")(settings, material, labelled, trained, found)
         outcome = step(challenger.decide, name="release")(settings, version, found.verdict, cause)

@@ -16,32 +16,33 @@ from scipy.ndimage import gaussian_filter
 
 from models.images import Images
 
-FULL_WELL_ELECTRONS = 40.0
+FULL_WELL_ELECTRONS = 10.0
 """Electrons of a full-scale pixel in good light: a small, cheap sensor."""
-READ_NOISE_ELECTRONS = 2.0
+READ_NOISE_ELECTRONS = 0.5
 """Standard deviation of the sensor's read noise."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A site's camera. gains: one factor per channel (brightness times colour); blur_px: Gaussian sigma."""
+    """A site's camera. gains: one factor per channel (brightness times colour); sharpness: how much of the fine
+    detail (what a Gaussian blur of 0.6 pixels takes away) is added, or, below 0, lost."""
 
     gains: tuple[float, ...]
-    blur_px: float
+    sharpness: float
 
     def __call__(self, images: Images) -> Images:
         """uint8 [n, height, width, channels] as this camera sees them."""
-        pixels = images.astype(np.float32) * np.asarray(self.gains, dtype=np.float32)
-        if self.blur_px > 0:
-            pixels = gaussian_filter(pixels, sigma=(0, self.blur_px, self.blur_px, 0), mode="nearest")
+        pixels = images.astype(np.float32)
+        pixels += self.sharpness * (pixels - gaussian_filter(pixels, sigma=(0, 0.6, 0.6, 0)))
+        pixels *= np.asarray(self.gains, dtype=np.float32)
         return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
 
 
-def draw_camera(rng: np.random.Generator, channels: int, spread: float = 0.12) -> Camera:
+def draw_camera(rng: np.random.Generator, channels: int, spread: float = 0.1) -> Camera:
     """A camera drawn at random: brightness and, for colour images, each channel within ± spread."""
     brightness = 1.0 + rng.uniform(-spread, spread)
     colour = 1.0 + rng.uniform(-spread, spread, size=channels) / 2 if channels > 1 else np.ones(1)
-    return Camera(tuple(float(g) for g in brightness * colour), blur_px=float(rng.uniform(0.0, 0.4)))
+    return Camera(tuple(float(g) for g in brightness * colour), sharpness=float(rng.uniform(-0.4, 0.3)))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch import nn
 
+from models.augment import shifts
 from models.images import ImageInput
 from models.task import Rows, Task, TaskData
 
-POOLS = {"development": 1000, "evaluation": 150, "live": 350, "probe": 297}
+POOLS = {"development": 1150, "evaluation": 120, "live": 250, "probe": 277}
 
 
 def load() -> TaskData:
@@ -26,17 +27,17 @@ def load() -> TaskData:
 
 
 def build_model() -> nn.Module:
-    """A small CNN of 38k parameters without cross-example state."""
+    """A small CNN of 36k parameters without cross-example state."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Conv2d(1, 24, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
+        nn.Conv2d(24, 48, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 4 * 4, 64),
+        nn.Linear(48 * 4 * 4, 32),
         nn.ReLU(),
-        nn.Linear(64, 10),
+        nn.Linear(32, 10),
     )
 
 
@@ -46,4 +47,5 @@ TASK = Task(
     classes=tuple("0123456789"),
     load=load,
     build_model=build_model,
+    augment=shifts(1),
 )

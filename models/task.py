@@ -74,8 +74,8 @@ class Task:
     build_model draws its initial weights from torch's generator and returns a module without cross-example state
     (no batch normalisation): then sites can be stepped together.
     augment, where given, maps (images float [n, c, h, w], generator) to images of the same shape.
-    embed maps images uint8 [n, h, w, c] to features [n, d] of length 1 without any label; features gives the model's own
-    [n, d] for images float [n, c, h, w], which help to cluster new rows once there is a model.
+    embed maps images uint8 [n, h, w, c] to features [n, d] of length 1 without any label; features gives the
+    model's own [n, d] for images float [n, c, h, w], which help to cluster new rows once there is a model.
     recipe overrides the defaults of the settings of the same names, below `conf/<task>.toml`.
     """
 

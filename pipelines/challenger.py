@@ -16,9 +16,12 @@ from pipelines.federated.store import stack_images
 from pipelines.gather import Material, embedded_engine, frozen, site_stores
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
 from pipelines.settings import Settings
-from pipelines.summarize import Snapshots, ask_all
+from pipelines.summarize import Snapshots, ask_all, summarize
 
 LOG = logging.getLogger("fedloop")
+
+SUMMARY_CLUSTERS = 30
+"""Clusters of the data summary that monitors measure distances to."""
 
 
 def judge_challenger(settings: Settings, material: Material, trained: Trained) -> Evaluation:
@@ -42,7 +45,7 @@ def enter_registry(
 ) -> registry.Version:
     """Register the challenger with its lineage and every figure the gate saw, and write the sites' references."""
     task, parameters = settings.task, trained_weights(trained)
-    summary = _summary_file(settings, material, labelled, trained)
+    summary = _summary_file(settings, material, trained)
     labellings = (*material.labellings, *([labelled.id] if labelled else []))
     tags = {
         "fedloop.task": task.name,
@@ -116,17 +119,13 @@ def _parent_evaluation(settings: Settings, parent: int) -> Snapshots:
     return frozen(json.loads(registry.version(settings, parent).tags["fedloop.snapshots.evaluation"]))
 
 
-def _summary_file(settings: Settings, material: Material, labelled: Labelled | None, trained: Trained) -> Path:
-    """The version's data summary: its parent's clusters and those of the new rows."""
-    parts = []
-    if material.parent is not None:
-        parts.append(np.load(registry.fetch(settings, material.parent) / "summary.npz")["centroids"])
-    if labelled is not None:
-        parts.append(np.load(labelled.summary)["centroids"])
-    path = settings.folder / "summaries" / f"version-{trained.key}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, centroids=np.concatenate(parts))
-    return path
+def _summary_file(settings: Settings, material: Material, trained: Trained) -> Path:
+    """The version's data summary: clusters of the newest rows it knows, in the task's own embedding."""
+    path = settings.folder / "summaries" / f"{trained.key}.npz"
+    if path.is_file():
+        return path
+    newest = {site: own for site, own in (material.new or material.train).items() if own}
+    return summarize(embedded_engine(settings), newest, SUMMARY_CLUSTERS, 5, settings.seed).save(path)
 
 
 def _report_figures(found: Evaluation) -> dict[str, float]:

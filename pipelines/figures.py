@@ -17,15 +17,20 @@ from pipelines import registry
 from pipelines.challenger import label_history
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.store import stack_images
+from pipelines.federated.training import TrainingPlan
 from pipelines.gather import frozen, site_stores
 from pipelines.loop import initial_weights, strategy_of
 from pipelines.oracle import train_oracle
 from pipelines.report import Summary, quality_of
 from pipelines.settings import Settings
+from pipelines.summarize import Snapshots
 
 
 def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None:
-    """Fill accuracy, auc, labels and registry. answers: the log with `truth` and `phase` (stable, dark, after, clean)."""
+    """Fill accuracy, auc, labels and registry.
+
+    answers: the log with `truth` and `phase` (stable, dark, after, clean).
+    """
     task = settings.task
     champion = registry.by_alias(settings, "champion")
     fallback = registry.by_alias(settings, "fallback")
@@ -67,20 +72,27 @@ def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None
 
 def _oracle_answers(settings: Settings, champion: registry.Version, asked: pd.DataFrame) -> pd.DataFrame:
     """What the oracle would have answered to the same pictures."""
-    task, training = settings.task, settings.training
+    task = settings.task
     snapshots = frozen(json.loads(champion.tags["fedloop.snapshots.train"]))
-    oracle = train_oracle(
-        task,
-        site_stores(settings),
-        snapshots,
-        strategy_of(settings).work,
-        training.rounds * training.epochs,
-        initial_weights(settings),
-        settings.seed,
-    )
+    before = _trained_before(settings, champion)
+    new = {site: tuple(one for one in own if one not in before.get(site, ())) for site, own in snapshots.items()}
+    oracle = train_oracle(task, site_stores(settings), before, new, oracle_plan(settings), initial_weights(settings))
     log = TrafficLog.open(settings.database_url, settings.images)
     probabilities = _predict(task, oracle, (log.image(name) for name in asked["image_hash"]))
     return asked.assign(prediction=probabilities.argmax(axis=1), probabilities=list(probabilities))
+
+
+def oracle_plan(settings: Settings) -> TrainingPlan:
+    """As many rounds as the first training has."""
+    training = settings.training
+    return TrainingPlan((), {}, training.rounds, settings.seed, strategy_of(settings), final_rate=training.final_rate)
+
+
+def _trained_before(settings: Settings, champion: registry.Version) -> Snapshots:
+    """The training snapshots of the version that the champion was trained from."""
+    parent = champion.tags["fedloop.parent"]
+    origin = registry.version(settings, int(parent)) if parent else champion
+    return frozen(json.loads(origin.tags["fedloop.snapshots.train"]))
 
 
 def _predict(task: Task, parameters: Parameters, pngs: Iterable[bytes]) -> np.ndarray:

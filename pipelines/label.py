@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.federated.engines.local import Engine
-from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, SpreadAnswer, SpreadJob
+from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, Parameters, SpreadAnswer, SpreadJob
 from pipelines.federated.store import digest
 from pipelines.settings import LabelSettings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
@@ -33,31 +33,38 @@ class Labelling:
     agreeing: float  # share of the clusters whose bought rows agree
 
 
-def label(engine: Engine, snapshots: Snapshots, rows: int, settings: LabelSettings, seed: int) -> Labelling:
+def label(
+    engine: Engine,
+    snapshots: Snapshots,
+    rows: int,
+    settings: LabelSettings,
+    seed: int,
+    encoder: Parameters | None = None,
+) -> Labelling:
     """Buy labels for `budget_share` of the rows and spread them; the labels themselves stay at the sites.
 
-    rows: how many training rows the snapshots hold, over all sites.
+    rows: how many training rows the snapshots hold, over all sites. encoder: weights whose features help to cluster.
     """
     budget = max(1, int(settings.budget_share * rows))
     clusters = max(1, budget // settings.per_cluster)
-    summary = summarize(engine, snapshots, clusters, settings.lloyd_rounds, seed)
+    summary = summarize(engine, snapshots, clusters, settings.lloyd_rounds, seed, encoder)
     near = summary.radius(settings.near_quantile)
     quota = share_out(summary.within(near), budget, settings.per_cluster, seed)
     sites = list(quota)
     annotated = ask_all(
         engine,
-        {s: AnnotateJob(snapshots[s], summary.centroids, near, quota[s], seed) for s in sites},
+        {s: AnnotateJob(snapshots[s], summary.centroids, near, quota[s], seed, encoder) for s in sites},
         AnnotateAnswer,
     )
     histogram = np.sum([answer.histogram for answer in annotated.values()], axis=0)
     agreed = agreed_labels(histogram)
     name = digest(summary.id, settings.model_dump(), budget, seed, histogram.tolist())
     reach = summary.radius(settings.spread_quantile)
-    spread = ask_all(
-        engine,
-        {s: SpreadJob(name, snapshots[s], summary.centroids, reach, agreed, settings.spread_weight) for s in sites},
-        SpreadAnswer,
-    )
+    spread_jobs = {
+        site: SpreadJob(name, snapshots[site], summary.centroids, reach, agreed, settings.spread_weight, encoder)
+        for site in sites
+    }
+    spread = ask_all(engine, spread_jobs, SpreadAnswer)
     known = sum(answer.spread_known for answer in spread.values())
     correct = sum(answer.spread_correct for answer in spread.values())
     reached = sum(answer.spread for answer in spread.values())

@@ -20,6 +20,7 @@ from models.errors import BadInput, Missing
 from pipelines import registry
 from pipelines.federated.cohort import Cohort
 from pipelines.federated.jobs import LocalWork, Parameters
+from pipelines.federated.local_work import draw_seed
 from pipelines.federated.stages import clip_by_norm
 from pipelines.federated.store import digest, write_atomically
 from pipelines.federated.strategy import Strategy, adam, sgd
@@ -34,10 +35,9 @@ LOG = logging.getLogger("fedloop")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A labelling as a step's result: its id, the summary's file, and what it cost."""
+    """A labelling as a step's result: its id, and what it cost and brought."""
 
     id: str
-    summary: str
     rows: int
     bought: int
     newly_bought: int
@@ -63,18 +63,18 @@ class Trained:
 # -- label ------------------------------------------------------------------------------------------------------
 
 
-def buy_labels(settings: Settings, material: Material) -> Labelled | None:
-    """Buy and spread labels for the new rows; None where there are none."""
+def buy_labels(settings: Settings, material: Material, adapted: Trained | None = None) -> Labelled | None:
+    """Buy and spread labels for the new rows; None where there are none. adapted: whose features help to cluster."""
     if not material.new_rows:
         LOG.info("label: no new rows, no labels bought")
         return None
     engine = embedded_engine(settings)
-    key = digest("label", material.new, settings.labels.model_dump(), settings.seed)
+    encoder = trained_weights(adapted) if adapted else None
+    key = digest("label", material.new, settings.labels.model_dump(), settings.seed, adapted.key if adapted else "")
 
     def compute() -> dict[str, Any]:
-        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed)
-        summary = made.summary.save(settings.folder / "summaries" / f"{made.id}.npz")
-        return {"id": made.id, "summary": str(summary)} | _figures(made)
+        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder)
+        return {"id": made.id} | _figures(made)
 
     values, reused = once(settings.folder, "label", key, compute)
     done = Labelled(**(values | {"reused": reused}))
@@ -104,37 +104,75 @@ def strategy_of(settings: Settings) -> Strategy:
     )
 
 
-def fit(settings: Settings, material: Material, labelled: Labelled | None) -> Trained:
-    """Federated rounds on everything that has a label, from the champion's weights where there is one."""
+def adapt(settings: Settings, material: Material) -> Trained | None:
+    """The champion on its old labels under the new rows' exposure, before any new label is bought.
+
+    Costs no label, and its features make better clusters of the new rows. None where there is nothing to adapt to.
+    """
+    if material.parent is None or not material.new_rows:
+        return None
+    start, origin = weights_of(settings, material.parent), _origin(settings, material.parent)
+    return _run(settings, "adapt", material, material.labellings, start, origin, settings.training.adapt_rounds)
+
+
+def fit(settings: Settings, material: Material, labelled: Labelled | None, adapted: Trained | None = None) -> Trained:
+    """Federated rounds on everything that has a label: from the adapted or the champion's weights, or from none."""
     labellings = (*material.labellings, *([labelled.id] if labelled else []))
     if not labellings:
         raise BadInput("there is nothing to learn from: no labelled rows; run the ingest and label steps first")
-    initial, origin = _start(settings, material.parent)
+    if adapted is not None:
+        start, origin = trained_weights(adapted), adapted.key
+    elif material.parent is not None:
+        start, origin = weights_of(settings, material.parent), _origin(settings, material.parent)
+    else:
+        start, origin = initial_weights(settings), "initial"
     rounds = settings.training.rounds if material.parent is None else settings.training.retrain_rounds
-    cohort = Cohort(goal=settings.training.cohort_goal, minimum=settings.training.minimum_reports)
-    plan = TrainingPlan(labellings, material.train, rounds, settings.seed, strategy_of(settings), cohort)
+    return _run(settings, "train", material, labellings, start, origin, rounds)
+
+
+def _run(
+    settings: Settings,
+    stage: str,
+    material: Material,
+    labellings: tuple[str, ...],
+    start: Parameters,
+    origin: str,
+    rounds: int,
+) -> Trained:
+    """Rounds from `start` (whose content `origin` names), taken up where an earlier call was interrupted."""
+    training = settings.training
+    plan = TrainingPlan(
+        labellings,
+        material.train,
+        rounds,
+        draw_seed(settings.seed, stage),
+        strategy_of(settings),
+        Cohort(goal=training.cohort_goal, minimum=training.minimum_reports),
+        material.new if material.parent is not None else {},
+        training.final_rate,
+    )
     key = digest(
-        settings.task.name, origin, labellings, material.train, rounds, settings.seed,
-        plan.strategy.describe(), vars(cohort), settings.training.threads,
+        settings.task.name, stage, origin, labellings, material.train, plan.fresh, rounds, plan.seed,
+        plan.strategy.describe(), vars(plan.cohort), training.final_rate, training.threads,
     )  # fmt: skip
     folder = settings.folder / "states" / key
-    before = latest(folder)
-    reused = before is not None and before.round >= rounds
-    if reused:
-        state = before
-        LOG.info("train: %d rounds (reused: same rows, labels, settings and start; key %s)", rounds, key)
+    state = latest(folder)
+    reused = state is not None and state.round >= rounds
+    if state is not None and reused:
+        LOG.info("%s: %d rounds (reused: same rows, labels, settings and start; key %s)", stage, rounds, key)
     else:
-        if before is not None:
-            LOG.info("train: an interrupted run is taken up after round %d of %d", before.round, rounds)
-        state = _fit_tracked(settings, plan, initial, folder, key)
-    assert state is not None
+        if state is not None:
+            LOG.info("%s: an interrupted run is taken up after round %d of %d", stage, state.round, rounds)
+        state = _fit_tracked(settings, stage, plan, start, folder, key)
     losses = [record.loss for record in state.log if record.abandoned is None]
     abandoned = len(state.log) - len(losses)
     return Trained(key, str(folder), state.round, abandoned, losses[-1] if losses else float("nan"), reused)
 
 
-def _fit_tracked(settings: Settings, plan: TrainingPlan, initial: Parameters, folder: Path, key: str) -> TrainingState:
-    run = Run.start(settings, name=f"train-{key}", key=key)
+def _fit_tracked(
+    settings: Settings, stage: str, plan: TrainingPlan, initial: Parameters, folder: Path, key: str
+) -> TrainingState:
+    run = Run.start(settings, name=f"{stage}-{key}", key=key)
     run.tags({f"fedloop.{name}": value for name, value in _flat(plan.strategy.describe()).items()})
     every = max(1, plan.rounds // 6)
 
@@ -142,18 +180,15 @@ def _fit_tracked(settings: Settings, plan: TrainingPlan, initial: Parameters, fo
         last = state.log[-1]
         run.metrics({"loss": last.loss, "reports": last.reports, "examples": last.examples}, step=last.round)
         if last.round % every == 0 or last.round == plan.rounds:
-            LOG.info("train: round %d of %d, %d sites, loss %.3f", last.round, plan.rounds, last.reports, last.loss)
+            LOG.info("%s: round %d of %d, %d sites, loss %.3f", stage, last.round, plan.rounds, last.reports, last.loss)
 
     state = train(plan, initial, embedded_engine(settings), folder, on_round)
     run.end()
     return state
 
 
-def _start(settings: Settings, parent: int | None) -> tuple[Parameters, str]:
-    """The weights a run starts from and where they come from."""
-    if parent is not None:
-        return weights_of(settings, parent), f"version {registry.version(settings, parent).tags['fedloop.key']}"
-    return initial_weights(settings), "initial"
+def _origin(settings: Settings, version: int) -> str:
+    return f"version {registry.version(settings, version).tags['fedloop.key']}"
 
 
 def initial_weights(settings: Settings) -> Parameters:

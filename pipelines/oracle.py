@@ -9,31 +9,42 @@ import numpy as np
 import torch
 
 from models.images import Images
+from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated.jobs import LocalWork, Parameters
 from pipelines.federated.local_work import LabelledRows, batches, draw_seed, train_one
 from pipelines.federated.store import SiteStore, stack_images
+from pipelines.federated.training import TrainingPlan
 from pipelines.summarize import Snapshots
 
 
 def train_oracle(
-    task: Task,
-    stores: dict[str, SiteStore],
-    snapshots: Snapshots,
-    work: LocalWork,
-    epochs: int,
-    start: Parameters,
-    seed: int,
+    task: Task, stores: dict[str, SiteStore], old: Snapshots, new: Snapshots, plan: TrainingPlan, start: Parameters
 ) -> Parameters:
-    """Plain SGD for `epochs` over everybody's training rows with their true labels, from `start`."""
-    images, labels = pooled(task, stores, snapshots)
-    rows = LabelledRows(images, torch.from_numpy(labels), torch.ones(len(labels)))
-    steps = batches(rows, _with_epochs(work, epochs), draw_seed("oracle", seed), task.augment)
-    delta, _ = train_one(task.build_model(), start, steps, work)
-    return {name: tensor + delta[name] for name, tensor in start.items()}
+    """The plan's rounds with one site that holds everything, augmentation and fitted exposure included.
+
+    old, new: the training snapshots before and after the drift.
+    """
+    first, second = _pooled(task, stores, old), _pooled(task, stores, new)
+    labels = torch.from_numpy(np.concatenate([first[1], second[1]]))
+    rows = LabelledRows(
+        np.concatenate([first[0], second[0]]),
+        labels,
+        torch.ones(len(labels)),
+        torch.arange(len(labels)) < len(first[1]),
+        fit_sensor(first[0], second[0], plan.seed),
+    )
+    model, parameters = task.build_model(), start
+    for number in range(1, plan.rounds + 1):
+        # Twice the sites' batch: one central model sees all sites' rows, so its steps may be larger and fewer.
+        work = LocalWork(**(vars(plan.work(number)) | {"batch_size": 2 * plan.strategy.work.batch_size}))
+        steps = batches(rows, work, draw_seed("oracle", plan.seed, number), task.augment)
+        delta, _ = train_one(model, parameters, steps, work)
+        parameters = {name: tensor + delta[name] for name, tensor in parameters.items()}
+    return parameters
 
 
-def pooled(task: Task, stores: dict[str, SiteStore], snapshots: Snapshots) -> tuple[Images, np.ndarray]:
+def _pooled(task: Task, stores: dict[str, SiteStore], snapshots: Snapshots) -> tuple[Images, np.ndarray]:
     """All training rows of all sites and their labels by the archives: uint8 [n, h, w, c] and int64 [n]."""
     images, labels = [], []
     for site, own in sorted(snapshots.items()):
@@ -43,7 +54,3 @@ def pooled(task: Task, stores: dict[str, SiteStore], snapshots: Snapshots) -> tu
         images.append(stack_images(rows["png"][known], task.input))
         labels.append(truth[known].to_numpy(dtype=np.int64))
     return np.concatenate(images), np.concatenate(labels)
-
-
-def _with_epochs(work: LocalWork, epochs: int) -> LocalWork:
-    return LocalWork(epochs, work.batch_size, work.learning_rate, work.momentum, work.weight_decay, work.clip_norm)

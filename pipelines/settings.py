@@ -33,7 +33,7 @@ class SiteSettings(BaseModel):
 
     count: int = Field(5, ge=1)
     label_mix_alpha: float = Field(1.0, gt=0, description="Dirichlet concentration; small is more skewed")
-    camera_spread: float = Field(0.12, ge=0, le=0.5, description="how far gains differ between sites")
+    camera_spread: float = Field(0.1, ge=0, le=0.5, description="how far gains differ between sites")
 
 
 class LabelSettings(BaseModel):
@@ -43,18 +43,20 @@ class LabelSettings(BaseModel):
     per_cluster: int = Field(2, ge=1, description="rows bought to stand for one cluster")
     near_quantile: float = Field(0.5, gt=0, le=1, description="bought rows come from this nearest share")
     spread_quantile: float = Field(0.75, ge=0, le=1, description="labels spread to this nearest share")
-    spread_weight: float = Field(0.5, ge=0, le=1, description="weight of a spread label in training")
-    lloyd_rounds: int = Field(5, ge=0, description="federated k-means iterations after the merge")
+    spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a spread label in training")
+    lloyd_rounds: int = Field(15, ge=0, description="federated k-means iterations after the merge")
 
 
 class TrainingSettings(BaseModel):
     """Federated training. `server` is the server's optimizer on the averaged update."""
 
-    rounds: int = Field(30, ge=1)
-    retrain_rounds: int = Field(30, ge=1)
-    epochs: int = Field(2, ge=1)
-    batch_size: int = Field(20, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
+    rounds: int = Field(40, ge=1)
+    adapt_rounds: int = Field(8, ge=1, description="under the new light, before new labels are bought")
+    retrain_rounds: int = Field(12, ge=1)
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(10, ge=1)
+    learning_rate: float = Field(0.06, gt=0)
+    final_rate: float = Field(0.1, gt=0, le=1, description="share of the learning rate left in the last round")
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0)
     server: Literal["sgd", "adam"] = "sgd"

@@ -8,6 +8,7 @@ site tells no sum of one row.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.federated.jobs import (
     Failure,
     Floats,
     Job,
+    Parameters,
 )
 from pipelines.federated.site import DISTANCE_RANGE
 from pipelines.federated.store import digest, write_atomically
@@ -67,13 +69,10 @@ class DataSummary:
             found[site] = cumulative[np.arange(len(bins)), bins]
         return found
 
-    def save(self, path: Path, before: Floats | None = None) -> Path:
-        """Write the centroids (after those of `before`, if any) as .npz, for the registry and the monitors."""
-        import io
-
+    def save(self, path: Path) -> Path:
+        """Write the centroids as .npz, for the registry and the monitors."""
         buffer = io.BytesIO()
-        centroids = self.centroids if before is None else np.concatenate([before, self.centroids])
-        np.savez(buffer, centroids=centroids)
+        np.savez(buffer, centroids=self.centroids)
         write_atomically(path, buffer.getvalue())
         return path
 
@@ -93,12 +92,19 @@ def ask_all(engine: Engine, jobs: Mapping[str, Job], kind: type[A]) -> dict[str,
     return answers
 
 
-def summarize(engine: Engine, snapshots: Snapshots, clusters: int, lloyd_rounds: int, seed: int) -> DataSummary:
+def summarize(
+    engine: Engine,
+    snapshots: Snapshots,
+    clusters: int,
+    lloyd_rounds: int,
+    seed: int,
+    encoder: Parameters | None = None,
+) -> DataSummary:
     """Cluster everybody's training rows into (at most) `clusters` global clusters."""
     from sklearn.cluster import KMeans
 
     sites = sorted(site for site, own in snapshots.items() if own)
-    local = ask_all(engine, {s: ClusterJob(snapshots[s], clusters, seed) for s in sites}, ClusterAnswer)
+    local = ask_all(engine, {s: ClusterJob(snapshots[s], clusters, seed, encoder) for s in sites}, ClusterAnswer)
     points = np.concatenate([local[site].centroids for site in sites])
     weights = np.concatenate([local[site].counts for site in sites]).astype(np.float64)
     points, weights = points[weights > 0], weights[weights > 0]
@@ -108,12 +114,12 @@ def summarize(engine: Engine, snapshots: Snapshots, clusters: int, lloyd_rounds:
     merged = KMeans(wanted, n_init=4, random_state=seed).fit(points, sample_weight=weights)
     centroids = np.asarray(merged.cluster_centers_, dtype=np.float64)
     for _ in range(lloyd_rounds):
-        answers = _assign(engine, snapshots, sites, centroids)
+        answers = _assign(engine, snapshots, sites, centroids, encoder)
         counts = np.sum([np.where(a.counts >= MINIMUM_ROWS, a.counts, 0) for a in answers.values()], axis=0)
         sums = np.sum([a.sums for a in answers.values()], axis=0)
         kept = counts > 0
         centroids = np.where(kept[:, None], sums / np.maximum(counts, 1)[:, None], centroids)
-    answers = _assign(engine, snapshots, sites, centroids)
+    answers = _assign(engine, snapshots, sites, centroids, encoder)
     return DataSummary(
         centroids,
         {site: answer.counts for site, answer in answers.items()},
@@ -121,5 +127,9 @@ def summarize(engine: Engine, snapshots: Snapshots, clusters: int, lloyd_rounds:
     )
 
 
-def _assign(engine: Engine, snapshots: Snapshots, sites: Sequence[str], centroids: Floats) -> dict[str, AssignAnswer]:
-    return ask_all(engine, {site: AssignJob(snapshots[site], centroids) for site in sites}, AssignAnswer)
+def _assign(
+    engine: Engine, snapshots: Snapshots, sites: Sequence[str], centroids: Floats, encoder: Parameters | None
+) -> dict[str, AssignAnswer]:
+    return ask_all(
+        engine, {site: AssignJob(snapshots[site], centroids, encoder=encoder) for site in sites}, AssignAnswer
+    )

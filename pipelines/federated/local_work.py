@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from models.images import Images, to_tensor
+from models.sensor import Sensor
 from pipelines.federated.jobs import LocalWork, Parameters
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -24,11 +25,17 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """images: uint8 [n, h, w, c]; labels: int64 [n]; weights: float32 [n], 1 for a bought label."""
+    """images: uint8 [n, h, w, c]; labels: int64 [n]; weights: float32 [n], 1 for a bought label.
+
+    old: bool [n], rows taken under the light before; sensor: how new pictures are exposed. In training, half of the
+    old rows of an epoch are seen through it.
+    """
 
     images: Images
     labels: torch.Tensor
     weights: torch.Tensor
+    old: torch.Tensor | None = None
+    sensor: Sensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +66,9 @@ def batches(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment | N
         x_epoch = x_all[order]
         if augment is not None:
             x_epoch = augment(x_epoch, generator)
+        if rows.sensor is not None and rows.old is not None:
+            seen_anew = rows.old[order] & (torch.rand(len(rows), generator=generator) < 0.5)
+            x_epoch = torch.where(seen_anew.view(-1, 1, 1, 1), rows.sensor(x_epoch, generator), x_epoch)
         for start in range(0, len(rows), work.batch_size):
             part = slice(start, start + work.batch_size)
             x, y, w = x_epoch[part], rows.labels[order][part], rows.weights[order][part]
@@ -83,9 +93,7 @@ def _loss_function(model: nn.Module) -> Loss:
     return loss
 
 
-def train_one(
-    model: nn.Module, start: Parameters, steps: Sequence[Batch], work: LocalWork
-) -> tuple[Parameters, float]:
+def train_one(model: nn.Module, start: Parameters, steps: Sequence[Batch], work: LocalWork) -> tuple[Parameters, float]:
     """One site's update (end minus start) and mean loss: momentum SGD as torch.optim.SGD defines it."""
     step = grad_and_value(_loss_function(model))
     parameters = {name: tensor.clone() for name, tensor in start.items()}

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from pipelines.federated.cohort import Abandoned, Cohort
 from pipelines.federated.engines.local import Engine
-from pipelines.federated.jobs import Failure, Parameters, TrainAnswer, TrainJob
+from pipelines.federated.jobs import Failure, LocalWork, Parameters, TrainAnswer, TrainJob
 from pipelines.federated.stages import on_server
 from pipelines.federated.store import write_atomically
 from pipelines.federated.strategy import Moments, Strategy
@@ -62,6 +62,14 @@ class TrainingPlan:
     seed: int
     strategy: Strategy = field(default_factory=Strategy)
     cohort: Cohort = field(default_factory=Cohort)
+    fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # new snapshots: see TrainJob.fresh
+    final_rate: float = 1.0  # share of the learning rate that is left at the end, on a cosine (Loshchilov, 2017)
+
+    def work(self, round_number: int) -> LocalWork:
+        """The local work of a round, 1 to `rounds`."""
+        work = self.strategy.work
+        falling = 0.5 * (1.0 + math.cos(math.pi * (round_number - 1) / self.rounds))
+        return replace(work, learning_rate=work.learning_rate * (self.final_rate + (1 - self.final_rate) * falling))
 
 
 def train(
@@ -91,7 +99,14 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Engine) -> Train
     asked = plan.cohort.select(population, plan.seed, number)
     jobs = {
         name: TrainJob(
-            number, plan.seed, plan.labellings, plan.snapshots[name], state.parameters, strategy.work, strategy.stages
+            number,
+            plan.seed,
+            plan.labellings,
+            plan.snapshots[name],
+            state.parameters,
+            plan.work(number),
+            strategy.stages,
+            plan.fresh.get(name, ()),
         )
         for name in asked
     }
