@@ -8,32 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import httpx
-import sqlalchemy as sa
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from monitoring.database import DECISIONS, connect
+from monitoring import alarm
+from monitoring.database import connect
 from pipelines.settings import Settings
 
 EVENT = "fedloop.drift.confirmed"
 LOG = logging.getLogger("fedloop")
-
-
-class Announced(Protocol):
-    """What an announcement needs to know of a decision's row."""
-
-    @property
-    def decision(self) -> int: ...
-    @property
-    def cause(self) -> str: ...
-    @property
-    def evidence(self) -> Mapping[str, Any]: ...
 
 
 def resource(settings: Settings) -> str:
@@ -41,7 +29,7 @@ def resource(settings: Settings) -> str:
     return f"fedloop.model.{settings.model_name}"
 
 
-def announce(settings: Settings, decision: Announced, patience_s: float = 10.0) -> bool:
+def announce(settings: Settings, decision: alarm.Decision, patience_s: float = 10.0) -> bool:
     """Have the decision's retraining started; True when Prefect has the event, and then the row says `emitted`.
 
     False leaves the row as it is: the reconcile flow announces it later.
@@ -68,12 +56,7 @@ def announce(settings: Settings, decision: Announced, patience_s: float = 10.0) 
         LOG.warning("decision %d was not announced at %s and waits: %s", decision.decision, address, error)
         return False
     engine = connect(settings.database_url)
-    with engine.begin() as connection:
-        connection.execute(
-            sa.update(DECISIONS)
-            .where(DECISIONS.c.decision == decision.decision, DECISIONS.c.state.in_(["waiting", "emitted"]))
-            .values(state="emitted", updated_at=time.time())
-        )
+    alarm.emitted(engine, decision.decision)
     engine.dispose()
     return True
 

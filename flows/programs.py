@@ -19,6 +19,13 @@ from pipelines.settings import Settings, load_settings
 # Every process of the house carries its home in this variable, so that `down` finds it whoever started it.
 MARK = "FEDLOOP_HOUSE"
 
+# One broken snapshot makes Evidently's UI answer 500 for everything, so they are moved aside at every start.
+DASHBOARD = (
+    "import pathlib, sys; from monitoring.dashboard import repair; "
+    "[print('moved aside, because it is broken:', path) for path in repair(pathlib.Path(sys.argv[3]))]; "
+    "from evidently.cli import app; app()"
+)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -91,7 +98,7 @@ def programs(settings: Settings) -> dict[str, Program]:
         Program(
             "dashboard",
             "Evidently dashboard",
-            (python, "-m", "evidently.cli", "ui", "--workspace", str(settings.dashboard))
+            (python, "-c", DASHBOARD, "ui", "--workspace", str(settings.dashboard))
             + ("--host", host, "--port", str(ports.dashboard)),
             page=dashboard,
             log=logs / "dashboard.log",
@@ -105,7 +112,7 @@ def programs(settings: Settings) -> dict[str, Program]:
             page=f"{service}/docs",
             log=logs / "service.log",
             port=ports.service,
-            health=f"{service}/health",
+            health=f"{service}/healthz",
             after=("mlflow",),  # two processes that create MLflow's tables at once trip over each other
         ),
         Program(

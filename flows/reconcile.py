@@ -8,9 +8,7 @@ changes nothing where nothing is amiss.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -32,11 +30,11 @@ from prefect.states import Cancelled
 
 from flows.events import announce
 from flows.serve_flows import GRACE_S
-from monitoring.database import DECISIONS, PREDICTIONS, connect
+from monitoring import alarm
+from monitoring.database import connect
 from pipelines.settings import Settings, load_settings
 
 UNHEARD_S = 60.0  # an event that led to no run within this time was lost
-ATTEMPTS = 3
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 
 
@@ -61,67 +59,32 @@ def settle(settings: Settings, now: float | None = None) -> list[str]:
             client.set_flow_run_state(run.id, Cancelled(message="stuck before its first step"), force=True)
             live.remove(run)
             done.append(f"run {run.name} was stuck before its first step and is cancelled")
-        for row in _open_rows(engine):
-            if row.state == "running":
-                if not _dead(client, row.flow_run_id):
+        for decision in [d for d in alarm.decisions(engine) if d.state in alarm.OPEN]:
+            number = decision.decision
+            if decision.state == "running":
+                if not _dead(client, decision.flow_run_id):
                     continue
-                sentence, again = _give_back(engine, row, now)
-                done.append(sentence)
+                again = alarm.requeue(engine, number, settings.alarm.attempts, now)
+                what = "waits again" if again else "is given up; the logs of its runs say why they died"
+                done.append(f"decision {number} {what}: its run {decision.flow_run_id} is dead")
                 if not again:
                     continue
-            elif not _due(engine, settings, row, now):
+            elif not _due(engine, settings, decision, now):
                 continue
             if live:
                 continue  # a second run would only be cancelled; this row's turn comes when the first has ended
-            if announce(settings, row):
-                done.append(f"decision {row.decision} is announced")
-                break  # one at a time, for the same reason
-            done.append(f"decision {row.decision} could not be announced and waits")
+            told = announce(settings, decision)
+            done.append(f"decision {number} is announced" if told else f"decision {number} waits: nobody answers")
+            break  # one at a time, for the same reason
     engine.dispose()
     return done
 
 
-def enough_rows(engine: sa.Engine, settings: Settings, evidence: dict[str, Any]) -> bool:
-    """Whether the drift has brought enough rows to learn from."""
-    with engine.begin() as connection:
-        last = connection.execute(sa.select(sa.func.max(PREDICTIONS.c.seq))).scalar() or 0
-    return bool(last - int(evidence.get("from_seq", 0)) + 1 >= settings.retrain.minimum_new_rows)
-
-
-def _open_rows(engine: sa.Engine) -> Sequence[sa.Row[Any]]:
-    open_states = ["waiting", "emitted", "running"]
-    with engine.begin() as connection:
-        query = sa.select(DECISIONS).where(DECISIONS.c.state.in_(open_states)).order_by(DECISIONS.c.decision)
-        return connection.execute(query).all()
-
-
-def _due(engine: sa.Engine, settings: Settings, row: sa.Row[Any], now: float) -> bool:
+def _due(engine: sa.Engine, settings: Settings, decision: alarm.Decision, now: float) -> bool:
     """Whether a decision without a run should have one by now."""
-    if row.state == "emitted":
-        return bool(now - row.updated_at >= UNHEARD_S)
-    return enough_rows(engine, settings, row.evidence)
-
-
-def _give_back(engine: sa.Engine, row: sa.Row[Any], now: float) -> tuple[str, bool]:
-    """A decision whose run is dead waits again, or has failed for good: a sentence, and whether it waits."""
-    again = row.attempts + 1 < ATTEMPTS
-    said = f"decision {row.decision}: its run {row.flow_run_id} died, attempt {row.attempts + 1} of {ATTEMPTS}"
-    outcome = None if again else f"given up: {ATTEMPTS} runs died, the last was {row.flow_run_id}; see its log"
-    with engine.begin() as connection:
-        connection.execute(
-            sa.update(DECISIONS)
-            # Only if it is still that run's: it may have been finished since it was read.
-            .where(DECISIONS.c.decision == row.decision, DECISIONS.c.state == "running")
-            .where(DECISIONS.c.flow_run_id.is_(None) | (DECISIONS.c.flow_run_id == row.flow_run_id))
-            .values(
-                state="waiting" if again else "failed",
-                attempts=row.attempts + 1,
-                flow_run_id=None if again else row.flow_run_id,
-                outcome=outcome,
-                updated_at=now,
-            )
-        )
-    return said if again else f"{said}; {outcome}", again
+    if decision.state == "emitted":
+        return now - decision.updated_at >= UNHEARD_S
+    return alarm.enough_rows(engine, decision, settings.retrain.minimum_new_rows)
 
 
 def _live_runs(client: SyncPrefectClient, settings: Settings) -> list[FlowRun]:

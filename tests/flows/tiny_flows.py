@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
+import ast
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,15 +11,19 @@ from typing import Any
 
 import sqlalchemy as sa
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.schedules import Interval
 
 from flows.serve_flows import deployment, serve
+from monitoring import alarm
 from monitoring.database import DECISIONS, connect
 from pipelines.settings import Settings, load_settings
 
 
-def until(what: Callable[[], Any], patience_s: float = 30.0) -> Any:
+def until(what: Callable[[], Any], patience_s: float = 90.0) -> Any:
     """What `what` returns once that is true."""
     deadline = time.monotonic() + patience_s
     while not (found := what()):
@@ -29,9 +32,10 @@ def until(what: Callable[[], Any], patience_s: float = 30.0) -> Any:
     return found
 
 
-def new_decision(settings: Settings, state: str = "waiting", **values: Any) -> sa.Row[Any]:
+def new_decision(settings: Settings, state: str = "waiting", **values: Any) -> alarm.Decision:
     """A decision's row, as the alarm would write it."""
     row = {"cause": "drift", "evidence": {"from_seq": 0}, "created_at": 1.0, "updated_at": 1.0, "attempts": 0}
+    settings.folder.mkdir(parents=True, exist_ok=True)
     with connect(settings.database_url).begin() as connection:
         made = connection.execute(sa.insert(DECISIONS).values(row | {"state": state} | values))
         assert made.inserted_primary_key
@@ -39,27 +43,59 @@ def new_decision(settings: Settings, state: str = "waiting", **values: Any) -> s
     return row_of(settings, number)
 
 
-def row_of(settings: Settings, decision: int) -> sa.Row[Any]:
-    with connect(settings.database_url).begin() as connection:
-        return connection.execute(sa.select(DECISIONS).where(DECISIONS.c.decision == decision)).one()
+class Runs:
+    """The runs of the tiny retraining of this model since this was made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log, self.gate = settings.folder / "runs", settings.folder / "go"
+        for path in (self.log, self.gate):
+            path.unlink(missing_ok=True)
+        self._old = {run.id for run in self._read()}
+
+    def go(self) -> None:
+        self.gate.touch()
+
+    def started(self) -> list[tuple[int, str]]:
+        """Decision and cause of every run that took its first step."""
+        return [ast.literal_eval(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def all(self) -> list[FlowRun]:
+        return [run for run in self._read() if run.id not in self._old]
+
+    def live(self) -> list[FlowRun]:
+        return [run for run in self.all() if not (run.state and run.state.is_final())]
+
+    def unfinished(self) -> list[FlowRun]:
+        """Also those from before."""
+        return [run for run in self._read() if not (run.state and run.state.is_final())]
+
+    def _read(self) -> list[FlowRun]:
+        with get_client(sync_client=True) as client:
+            return client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[self.settings.model_name])),
+                limit=200,
+            )
+
+
+def row_of(settings: Settings, number: int) -> alarm.Decision:
+    return next(d for d in alarm.decisions(connect(settings.database_url)) if d.decision == number)
 
 
 @flow(name="retrain", persist_result=False)
 def retrain(task: str = "digits", decision: int | None = None, cause: str = "manual") -> None:
     """Claims its decision, then works until the file `go` appears."""
     settings = load_settings(task)
-    path = settings.folder / "log.db"
-    with sqlite3.connect(path, timeout=30) as connection:
-        connection.execute(
-            "update decisions set state='running', flow_run_id=? where decision=? and state in ('waiting','emitted')",
-            (str(flow_run.id), decision),
-        )
+    engine = connect(settings.database_url)
+    if decision is not None and not alarm.claim(engine, decision, str(flow_run.id)):
+        return
     with (settings.folder / "runs").open("a") as stream:
-        stream.write(f"{decision!r} {cause} {os.getpid()} {time.time()}\n")
+        stream.write(f"{(decision, cause)!r}\n")
     while not (settings.folder / "go").exists():
         time.sleep(0.1)
-    with sqlite3.connect(path, timeout=30) as connection:
-        connection.execute("update decisions set state='done' where decision=?", (decision,))
+    if decision is not None:
+        alarm.finish(engine, decision, "retrained")
 
 
 @flow(name="monitor", persist_result=False)
