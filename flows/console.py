@@ -14,7 +14,7 @@ from rich.console import Console
 CONSOLE = Console(highlight=False, soft_wrap=True)
 _START = time.monotonic()
 MARK = "fedloop | "
-"""Begins the part of a log line that is meant for people; `announce_progress` writes it, `narrate` looks for it."""
+"""Begins the part of a log line that is meant for people; `tell_log` writes it, `narrate` looks for it."""
 
 
 def say(line: str) -> None:
@@ -37,6 +37,17 @@ def tell_progress() -> None:
     if not any(isinstance(handler, _Teller) for handler in logger.handlers):
         logger.addHandler(_Teller())
     logger.propagate = False
+
+
+def tell_log() -> None:
+    """In a flow's own process: write the steps to its log, marked so that `narrate` finds them elsewhere."""
+    logger = logging.getLogger("fedloop")
+    if not logger.handlers or logger.propagate:
+        logger.setLevel(logging.INFO)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(MARK + "%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 @contextmanager

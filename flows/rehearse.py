@@ -232,6 +232,10 @@ def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     """Run the whole loop once; returns the folder with the table, the summary and the picture."""
     os.environ["FEDLOOP_STAGE"] = "rehearsal"
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # Three windows of the drifted traffic, no more and no less: the same rehearsal twice learns from the same rows.
+    rows = str(3 * load_settings(task_name).drift.window_rows)
+    os.environ.setdefault("FEDLOOP_RETRAIN__MINIMUM_NEW_ROWS", rows)
+    os.environ.setdefault("FEDLOOP_RETRAIN__MAXIMUM_NEW_ROWS", rows)
     settings = load_settings(task_name)
     settings = free_ports(settings)
     settings.apply_environment()

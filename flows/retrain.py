@@ -11,6 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.claims import claimed
+from flows.console import tell_log
 from pipelines import challenger, gather, loop
 from pipelines.settings import load_settings
 
@@ -26,6 +27,7 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
     decision: the alarm's row that asked for this run; it is claimed first, so two runs never act on one decision.
     """
     settings = load_settings(task)
+    tell_log()
     with claimed(settings, decision) as work:
         if work is None:
             return None

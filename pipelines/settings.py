@@ -195,6 +195,7 @@ class Settings(BaseSettings):
             "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(home / "prefect" / "storage"),
             "PREFECT_API_URL": self.url("prefect") + "/api",
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+            "PREFECT_LOGGING_EXTRA_LOGGERS": "fedloop",
             "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
             # In memory, a restart of the server would crash healthy runs.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
