@@ -141,22 +141,21 @@ def medmnist_pools(
 def _download(file: DataFile) -> Path:
     """The file in the user's cache, downloaded where it is not there yet or has been altered."""
     import pooch
-    import requests
 
     cache = Path(pooch.os_cache("fedloop"))
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=(CONNECT_S, READ_S))
     try:
         path = pooch.retrieve(file.url, f"sha256:{file.sha256}", file.name, cache, downloader=downloader)
-    except ValueError as error:
-        raise BadInput(
-            f"what {file.url} sends is not {file.name} (its SHA-256 is not {file.sha256}); a proxy may answer in its "
-            "place. Get the file another way and name its folder in FEDLOOP_DATA"
-        ) from error
-    except (requests.exceptions.RequestException, OSError) as error:
+    except OSError as error:  # those of requests are OSErrors, some of them ValueErrors as well
         raise Missing(
             f"{file.name} is not here and cannot be downloaded ({type(error).__name__}). Either connect to the "
             f"network and try again: {file.url} goes to {cache} ({file.size_mb:.0f} MB, once). Or get the file another "
             "way and name the folder that holds it: FEDLOOP_DATA=<folder>"
+        ) from error
+    except ValueError as error:
+        raise BadInput(
+            f"what {file.url} sends is not {file.name} (its SHA-256 is not {file.sha256}); a proxy may answer in its "
+            "place. Get the file another way and name its folder in FEDLOOP_DATA"
         ) from error
     return Path(path)
 
