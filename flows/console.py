@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-CONSOLE = Console(highlight=False, soft_wrap=True)
+# Into a pipe or a log rich would wrap at 80 columns, which the tables do not fit.
+CONSOLE = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 _START = time.monotonic()
 MARK = "fedloop | "
 """Begins the part of a log line that is meant for people; `tell_log` writes it, `narrate` looks for it."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.console import narrate, say
+from flows.console import CONSOLE, narrate, say
 from flows.memory import PeakMemory
 from flows.ports import free_ports
 from flows.processes import House, house
@@ -134,7 +134,9 @@ class Rehearsal:
             )
             figures(settings, self.summary, answers)
         out = settings.out / self.task.name
-        image = picture(answers, alarm.windows(self.engine), self.moments, self.task, out / "recovery.png")
+        oracle = self.summary.values["accuracy"]["oracle_during_retrained"]
+        windows = alarm.windows(self.engine)
+        image = picture(answers, windows, self.moments, self.task, oracle, out / "recovery.png")
         self.summary.put("memory", peak_mb=round(peak_mb))
         self.summary.put("seconds", total=time.monotonic() - self.started)
         self.summary.save(out / "summary.json")
@@ -236,8 +238,8 @@ def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     rows = str(3 * load_settings(task_name).drift.window_rows)
     os.environ.setdefault("FEDLOOP_RETRAIN__MINIMUM_NEW_ROWS", rows)
     os.environ.setdefault("FEDLOOP_RETRAIN__MAXIMUM_NEW_ROWS", rows)
-    settings = load_settings(task_name)
-    settings = free_ports(settings)
+    configured = load_settings(task_name)
+    settings = free_ports(configured)
     settings.apply_environment()
     _fresh_log(settings)
     with PeakMemory() as memory, house(settings, PROCESSES, say=say, wait=False) as running:
@@ -248,17 +250,24 @@ def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
         decision = act.drift()
         act.recover(decision)
         image = act.conclude(memory.peak_mb)
-    from flows.console import CONSOLE
+    CONSOLE.print()
+    CONSOLE.print(table(act.summary, act.task, f"fedloop rehearsal: {act.task.name}"))
+    _where_to_look(task_name, configured, image)
+    return image.parent
 
-    CONSOLE.print(table(act.summary, act.task, f"\nfedloop rehearsal: {act.task.name}"))
-    out = image.parent
-    for line in (
-        f"picture   {image}",
-        f"figures   {out / 'summary.json'}",
-        f"look      `make up TASK={task_name}` serves the registry, the dashboard and the flow runs of this rehearsal:",
+
+def _where_to_look(task_name: str, shown: Settings, image: Path) -> None:
+    """The files, and the addresses where `make up` shows the registry, the dashboard and the flow runs."""
+    model = shown.model_name
+    for name, where in (
+        ("picture", str(image)),
+        ("figures", str(image.parent / "summary.json")),
+        ("look", f"`make up TASK={task_name}` shows what this rehearsal left, and runs the loop for good:"),
+        ("  registry", shown.url("mlflow") + f"/#/models/{model}?workflowType=machine_learning"),
+        ("  dashboard", shown.url("dashboard")),
+        ("  flow runs", shown.url("prefect") + "/runs"),
     ):
-        CONSOLE.print(line, highlight=False)
-    return out
+        CONSOLE.print(f"[bold]{name:<11}[/bold] {where}")
 
 
 def _fresh_log(settings: Settings) -> None:

@@ -102,59 +102,61 @@ def table(summary: Summary, task: Task, title: str) -> Table:
 
 
 def picture(
-    answers: pd.DataFrame, windows: pd.DataFrame, moments: Moments, task: Task, path: Path, chunk: int = 125
+    answers: pd.DataFrame, windows: pd.DataFrame, moments: Moments, task: Task, oracle: float, path: Path
 ) -> Path:
     """Accuracy on live traffic over time, with drift, alarm, retraining and swap marked.
 
-    answers: at, prediction, truth, model_version, in the order of the log; windows: started_at, ended_at, odd.
+    answers: seq, at, prediction, truth, model_version, phase, in the order of the log; windows: from_seq, to_seq, odd;
+    oracle: the accuracy to hope for on the drifted traffic.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    start = float(answers["at"].min())
-    correct = (answers["prediction"].astype(int) == answers["truth"].astype(int)).to_numpy(dtype=np.float64)
-    seconds = answers["at"].to_numpy(dtype=np.float64) - start
-    figure, axis = plt.subplots(figsize=(10, 4.6), layout="constrained")
+    chunk = 125
+    answers = answers[answers["truth"].notna()]
+    seq = answers["seq"].to_numpy(dtype=np.float64)
+    right = (answers["prediction"].astype(int) == answers["truth"].astype(int)).to_numpy(dtype=np.float64)
+
+    def place(at: float) -> float:
+        """Where in the order of requests a moment lies."""
+        return float(seq[min(int(np.searchsorted(answers["at"].to_numpy(dtype=np.float64), at)), len(seq) - 1)])
+
+    figure, axis = plt.subplots(figsize=(10, 4.8), layout="constrained")
+    for position, (_, window) in enumerate(windows[windows["odd"] == 1].iterrows()):
+        name = "window that the monitor found odd" if position == 0 else None
+        axis.axvspan(window["from_seq"], window["to_seq"], color="#c44e52", alpha=0.13, lw=0, label=name)
     versions = answers["model_version"].to_numpy()
-    colours = ["#4c72b0", "#dd8452", "#55a868", "#8172b3"]
-    for index, version in enumerate(sorted(set(versions))):
+    for version, colour in zip(sorted(set(versions)), ("#4c72b0", "#dd8452", "#55a868", "#8172b3"), strict=False):
         own = np.flatnonzero(versions == version)
         groups = [g for g in np.array_split(own, max(1, len(own) // chunk)) if len(g)]
-        x = [float(seconds[g].mean()) for g in groups]
-        y = [float(correct[g].mean()) for g in groups]
-        colour = colours[index % len(colours)]
-        axis.plot(x, y, "o-", ms=4, lw=1.4, color=colour, label=f"model version {version}")
-    for _, window in windows[windows["odd"] == 1].iterrows():
-        axis.axvspan(window["started_at"] - start, window["ended_at"] - start, color="#c44e52", alpha=0.10, lw=0)
+        x, y = [seq[g].mean() for g in groups], [right[g].mean() for g in groups]
+        axis.plot(x, y, "o-", ms=3.5, lw=1.4, color=colour, label=f"answered by model version {version}")
+    if np.isfinite(oracle) and moments.drift:
+        axis.hlines(oracle, place(moments.drift), seq[-1], ls=":", color="black", lw=1.2, label="oracle in the dark")
     if moments.retrain and moments.retrained:
-        axis.axvspan(moments.retrain - start, moments.retrained - start, ymax=0.06, color="#8172b3", alpha=0.6, lw=0)
-        middle = (moments.retrain + moments.retrained) / 2 - start
-        axis.annotate("retraining", (middle, 0.075), xycoords=("data", "axes fraction"), ha="center", fontsize=9)
-    for at, name, height in (
-        (moments.drift, "drift", 1.0),
-        (moments.alarm, "alarm", 0.93),
-        (moments.swap, "swap", 1.0),
-    ):
-        if at:
-            axis.axvline(at - start, color="black", lw=1, ls="--")
-            axis.annotate(
-                f" {name}",
-                (at - start, height),
-                xycoords=("data", "axes fraction"),
-                va="top",
-                fontsize=10,
-                weight="bold",
-            )
+        start, end = place(moments.retrain), place(moments.retrained)
+        axis.axvspan(start, end, ymax=0.055, color="#8172b3", alpha=0.7, lw=0)
+        middle = ((start + end) / 2, 0.065)
+        axis.annotate("retraining", middle, xycoords=("data", "axes fraction"), ha="center", fontsize=9)
+    marks = [(place(at), name, height) for at, name, height in (
+        (moments.drift, "light off", 0.99), (moments.alarm, "alarm", 0.91), (moments.swap, "swap", 0.99),
+    ) if at]  # fmt: skip
+    light = answers.loc[answers["phase"] == "clean", "seq"]
+    if len(light):
+        marks.append((float(light.iloc[0]), "light on", 0.91))
+    for x, name, height in marks:
+        axis.axvline(x, color="black", lw=1, ls="--")
+        axis.annotate(f" {name}", (x, height), xycoords=("data", "axes fraction"), va="top", weight="bold")
     axis.set(
         title=f"{task.name}: does the model recover from the drift by itself?",
-        xlabel="seconds of live traffic (windows that the monitor found odd are shaded)",
+        xlabel="live requests, in the order in which they were answered",
         ylabel=f"accuracy ({chunk} requests a point)",
-        ylim=(min(0.4, float(correct.mean()) - 0.3), 1.03),
+        ylim=(0.0, 1.05),
     )
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower left")
+    axis.legend(loc="lower left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
