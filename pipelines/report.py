@@ -146,9 +146,9 @@ def picture(
     light = answers.loc[answers["phase"] == "clean", "seq"]
     if len(light):
         marks.append((float(light.iloc[0]), "light on", 0.91))
-    for x, name, height in marks:
-        axis.axvline(x, color="black", lw=1, ls="--")
-        axis.annotate(f" {name}", (x, height), xycoords=("data", "axes fraction"), va="top", weight="bold")
+    for where, name, height in marks:
+        axis.axvline(where, color="black", lw=1, ls="--")
+        axis.annotate(f" {name}", (where, height), xycoords=("data", "axes fraction"), va="top", weight="bold")
     axis.set(
         title=f"{task.name}: does the model recover from the drift by itself?",
         xlabel="live requests, in the order in which they were answered",
