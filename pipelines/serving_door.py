@@ -1,0 +1,108 @@
+"""The service's door: every request passes it before anything of its body is parsed.
+
+It refuses what is too large, of another type than its address takes, or one too many; it counts and times the rest.
+A plain ASGI middleware, because one of Starlette's would have read the body by then.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from pipelines.serving_wire import Refusal
+
+MAX_BODY_BYTES = 8 * 2**20
+MAX_IN_FLIGHT = 512
+
+# A refused upload is read on for so long, and thrown away: a connection that is closed over unread bytes is reset,
+# and the client would see that instead of the refusal.
+_DRAIN_BYTES = 64 * 2**20
+_DRAIN_S = 3.0
+
+Scope = dict[str, Any]
+Message = dict[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[Message], Any]
+
+
+class Door:
+    """types: the content types each path takes. on_answer(path, status, seconds) is called for every answer."""
+
+    def __init__(
+        self, app: Any, types: Mapping[str, Sequence[str]], on_answer: Callable[[str, int, float], None]
+    ) -> None:
+        self._app, self._types, self._on_answer = app, types, on_answer
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status, read = 500, 0
+
+        async def counted_receive() -> Message:
+            nonlocal read
+            message: Message = await receive()
+            read += len(message.get("body", b""))
+            # To the application the client has gone, so it acts on no part of the body.
+            return {"type": "http.disconnect"} if read > MAX_BODY_BYTES else message
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status
+            if read > MAX_BODY_BYTES:
+                return
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self._in_flight += 1
+        try:
+            self._check(scope)
+            with suppress(ClientDisconnect):
+                await self._app(scope, counted_receive, noted_send)
+            if read > MAX_BODY_BYTES:
+                raise _too_large()
+        except Refusal as refusal:
+            status = refusal.status
+            await _refuse(refusal, receive, send)
+        finally:
+            self._in_flight -= 1
+            self._on_answer(scope["path"], status, time.perf_counter() - began)
+
+    def _check(self, scope: Scope) -> None:
+        headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
+        length = headers.get(b"content-length", "0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            raise _too_large()
+        if self._in_flight > MAX_IN_FLIGHT:
+            raise Refusal(503, "overloaded", "too many requests are open; try again in a second", retry_after_s=1)
+        takes = self._types.get(scope["path"])
+        given = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        if takes and scope["method"] == "POST" and given not in takes:
+            said = f"the content type is {given!r}" if given else "there is no content type"
+            raise Refusal(415, "unknown_content_type", f"{said}; {scope['path']} takes {' or '.join(takes)}")
+
+
+def _too_large() -> Refusal:
+    return Refusal(413, "too_large", f"the body is larger than {MAX_BODY_BYTES // 2**20} MB; send smaller batches")
+
+
+async def _refuse(refusal: Refusal, receive: Receive, send: Send) -> None:
+    body = json.dumps(refusal.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    encoded = [(k.lower().encode(), v.encode()) for k, v in (headers | refusal.headers).items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    left, until = _DRAIN_BYTES, time.monotonic() + _DRAIN_S
+    more = True
+    while more and left > 0 and time.monotonic() < until:
+        message = await receive()
+        more = bool(message.get("more_body", False))
+        left -= len(message.get("body", b""))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

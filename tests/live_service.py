@@ -1,0 +1,87 @@
+"""A service for tests: settings, an untrained champion, and the app over real sockets in a thread of this process."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+
+from pipelines import registry
+from pipelines.settings import Settings, load_settings
+
+
+def settings_in(folder: Path, empty_registry: Path) -> Settings:
+    """Settings of the digits task in an empty home of their own."""
+    made = load_settings(home=folder / "home", out=folder / "out")
+    (made.home / "mlflow").mkdir(parents=True)
+    shutil.copyfile(empty_registry, made.home / "mlflow" / "mlflow.db")
+    return made
+
+
+def register_untrained(into: Settings, seed: int = 0, key: str | None = None) -> registry.Version:
+    """Register a model of the task whose random weights depend on `seed`."""
+    task = into.task
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {
+        name: value + 0.05 * torch.randn(value.shape, generator=generator)
+        for name, value in task.build_model().state_dict().items()
+    }
+    return registry.register(
+        into,
+        parameters=parameters,
+        key=key or f"seed-{seed}",
+        tags={"seed": str(seed)},
+        figures={"gate.accuracy": 0.5},
+        summary=None,
+        example=np.zeros((2, *task.input.shape), dtype=np.uint8),
+    )
+
+
+@dataclass
+class Serving:
+    """A service on a port of its own, in a thread of this process."""
+
+    url: str
+    client: httpx.Client
+
+    def ready(self, version: int | None = None, within_s: float = 30.0) -> None:
+        """Wait until a champion (or this version) serves."""
+        from pipelines.replay import serving_version
+
+        deadline = time.monotonic() + within_s
+        while (serving := serving_version(self.url)) is None or serving != (version or serving):
+            assert time.monotonic() < deadline, f"version {version} does not serve, but {serving}"
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Serving]:
+    """The service of these settings, over real sockets."""
+    import uvicorn
+
+    from pipelines.service import create_app
+
+    app = create_app(settings)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        server = uvicorn.Server(uvicorn.Config(app, access_log=False, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, timeout=30) as client:
+                yield Serving(url, client)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive(), "the service does not stop"
