@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monitoring.drift import CATEGORICAL, COLUMNS, FITTED, OVERALL, SMALLEST_NORM, DriftPolicy
+from monitoring.drift import CATEGORICAL, COLUMNS, OVERALL, SMALLEST_NORM, DriftPolicy
 
 Floats = NDArray[np.float64]
 _TAIL = 0.9  # quantile above which the tail of the bootstrap is taken as exponential
@@ -33,8 +33,7 @@ class Calibration:
 
     def threshold(self, policy: DriftPolicy, scope: str, column: str, rows: int, reference_rows: float) -> float:
         factor = self.factors.get(scope, {}).get(column, 0.0)
-        smallest = policy.fitted_effect if column in FITTED else policy.minimum_effect
-        return max(smallest, factor * _noise_unit(rows, reference_rows))
+        return max(policy.smallest_effect(column), factor * _noise_unit(rows, reference_rows))
 
     def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
         return asdict(self)

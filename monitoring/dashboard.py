@@ -22,6 +22,7 @@ from monitoring.drift import COLUMNS, OVERALL, ScopeDrift
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
     from evidently.core.serialization import SnapshotModel
+    from evidently.legacy.model.widget import BaseWidgetInfo
 
 FIGURE = "evidently:metric_v2:FedloopFigure"
 PERFORMANCE = "performance"
@@ -163,6 +164,9 @@ def snapshot_model(
     else:
         model = report.to_snapshot_model()
         model = model if full else strip(model)
+    figures = list(figures)
+    if not full:
+        model.widgets = [_table(figures)]
     model.name, model.tags, model.metadata = name, list(tags), dict(metadata)
     results = dict(model.metric_results)
     for figure in figures:
@@ -177,12 +181,20 @@ def snapshot_model(
     return model
 
 
+def _table(figures: Sequence[Figure]) -> BaseWidgetInfo:
+    """What stands in a snapshot's page instead of its plots."""
+    from evidently.legacy.renderers.html_widgets import table_data
+
+    rows = [(figure.name, figure.of, f"{figure.value:.3f}") for figure in figures]
+    return table_data(
+        title="Figures (plots are kept for odd windows)", column_names=["figure", "of", "value"], data=rows
+    )
+
+
 def strip(model: SnapshotModel) -> SnapshotModel:
     """The snapshot without its plots, 40 times smaller in file and memory; every series and test stays."""
-    model.widgets = []
-    for result in model.metric_results.values():
-        result.widget = []
-    return model
+    results = {key: result.copy(update={"widget": []}) for key, result in model.metric_results.items()}
+    return model.copy(update={"widgets": [], "metric_results": results})
 
 
 def repair(workspace: Path) -> list[Path]:

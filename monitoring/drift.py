@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 NUMERIC = (*QUALITY_COLUMNS, "embedding_distance")
 CATEGORICAL = ("confidence", "prediction")
 COLUMNS = (*NUMERIC, *CATEGORICAL)
-FITTED = ("embedding_distance", "confidence")
 CONFIDENCE_BANDS = (0.5, 0.7, 0.9, 0.99)
 """Confidence is watched in bands: a good model's differ from 1 by so little that in units of their standard
 deviation a handful of hard pictures at one site would weigh more than darkness."""
@@ -56,11 +55,12 @@ class DriftPolicy(BaseModel):
     minimum_rows: int = Field(100, ge=20, description="what a window closed for its age must hold at least")
     max_age_s: float = Field(3600.0, gt=0, description="in thin traffic a window closes after this long")
     lateness_s: float = Field(0.5, ge=0, le=30, description="rows younger than this may still have slower neighbours")
-    site_minimum_rows: int = Field(25, ge=10, description="sites with fewer rows in a window are not judged alone")
+    site_minimum_rows: int = Field(15, ge=10, description="sites with fewer rows in a window are not judged alone")
     false_alarm_per_window: float = Field(0.01, gt=0, lt=0.5)
     safety: float = Field(1.5, ge=1, description="widens the thresholds: a reference is never quite the traffic")
     minimum_effect: float = Field(0.1, gt=0, description="smaller distances never count, however significant")
-    fitted_effect: float = Field(0.2, gt=0, description="the same for what was fitted on the reference's own rows")
+    embedding_effect: float = Field(0.5, gt=0, description="the same for the embedding, fitted on the reference's rows")
+    confidence_effect: float = Field(0.2, gt=0, description="the same for the confidence, trained on some of them")
     odd_columns: int = Field(2, ge=1)
     large_factor: float = Field(3.0, gt=1)
     missing_share: float = Field(0.1, gt=0, le=1, description="share of unusable values that itself counts as drift")
@@ -69,6 +69,11 @@ class DriftPolicy(BaseModel):
     site_reports: int = Field(1, ge=0, description="odd sites of a window, worst first, that get a report of their own")
     keep_reports: int = Field(500, ge=10, description="newest windows kept on the dashboard")
     keep_full: int = Field(20, ge=1, description="newest odd windows whose reports keep their plots (0.5 MB each)")
+
+    def smallest_effect(self, column: str) -> float:
+        """The distance below which a column never counts. Fresh rows always lie a bit off what was fitted."""
+        fitted = {"embedding_distance": self.embedding_effect, "confidence": self.confidence_effect}
+        return fitted.get(column, self.minimum_effect)
 
 
 @dataclass(frozen=True)

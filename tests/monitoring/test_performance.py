@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitoring.performance import accuracies, estimated_accuracy, labelled_rows, overconfidence, summary, wilson
+
+
+def rows(right: int, wrong: int, unlabelled: int = 0, site: str = "a", confidence: float = 0.9) -> pd.DataFrame:
+    labels = pd.array([1] * right + [0] * wrong + [None] * unlabelled, dtype="Int64")
+    count = right + wrong + unlabelled
+    return pd.DataFrame({"site": site, "prediction": 1, "confidence": confidence, "label": labels}, index=range(count))
+
+
+def test_no_labels_is_no_accuracy_rather_than_zero() -> None:
+    assert accuracies(rows(0, 0, 50)) == []
+    assert summary([]) == "no labels yet"
+
+
+def test_accuracy_counts_labelled_rows_only_overall_and_per_site() -> None:
+    both = pd.concat([rows(90, 10, 100, "a"), rows(5, 5, 0, "b")], ignore_index=True)
+    overall, a, b = accuracies(both)
+    assert (overall.scope, overall.labelled, overall.value) == ("overall", 110, pytest.approx(95 / 110))
+    assert (a.scope, a.value, b.scope, b.value) == ("a", 0.9, "b", 0.5)
+    assert labelled_rows(both) == 110
+    assert summary([a]) == "accuracy 0.90 (0.83 to 0.94, 100 labels)"
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_wilsons_interval_holds_the_share_and_stays_within_zero_and_one(of: int, share: float) -> None:
+    right = round(of * share)
+    low, high = wilson(right, of)
+    assert 0.0 <= low <= right / of + 1e-12
+    assert right / of - 1e-12 <= high <= 1.0
+    assert low < high
+
+
+def test_wilsons_interval_covers_the_truth_near_one_where_the_usual_one_does_not() -> None:
+    hits = np.random.default_rng(0).binomial(50, 0.97, size=2000)
+    covered = [low <= 0.97 <= high for low, high in (wilson(int(h), 50) for h in hits)]
+    assert np.mean(covered) > 0.93
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_estimate_takes_off_how_overconfident_the_model_was() -> None:
+    before, now = rows(80, 20, confidence=0.95), rows(0, 0, 250, confidence=0.60)
+    assert overconfidence(before) == pytest.approx(0.15)
+    assert estimated_accuracy(now, overconfidence(before)) == pytest.approx(0.45)
+
+
+def test_a_handful_of_labels_corrects_nothing() -> None:
+    assert overconfidence(rows(1, 9, 200, confidence=0.95)) == 0.0
+
+
+def test_the_estimate_stays_a_share() -> None:
+    assert estimated_accuracy(rows(0, 0, 5, confidence=0.1), gap=0.5) == 0.0
+    assert estimated_accuracy(rows(0, 0, 5, confidence=0.9), gap=-0.5) == 1.0
