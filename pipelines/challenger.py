@@ -105,8 +105,8 @@ def write_references(
 ) -> None:
     """What monitors compare this version's traffic with: the newest rows it knows, of every site."""
     centroids = np.load(summary)["centroids"]
-    newest = material.new or material.train
-    sites = sorted(newest)
+    newest = material.train | material.new
+    sites = sorted(site for site, own in newest.items() if own)
     evaluation_before = {} if material.parent is None else _parent_evaluation(settings, material.parent)
     jobs = {}
     for site in sites:
