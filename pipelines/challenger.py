@@ -72,6 +72,10 @@ def enter_registry(
         summary=summary,
         example=ramp.reshape(2, height, width, channels),
     )
+    if version.reused:  # the same weights, judged anew and perhaps on more rows
+        names = ("fedloop.snapshots.evaluation", "fedloop.gate", "fedloop.gate_passed")
+        figures = {name: f"{value:.6g}" for name, value in _report_figures(found).items()}
+        registry.tag(settings, version.number, figures | {name: tags[name] for name in names})
     write_references(settings, material, parameters, summary, version.number)
     LOG.info(
         "register: %s version %d%s", settings.model_name, version.number,
