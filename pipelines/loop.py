@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,10 @@ def _run(
             LOG.info("%s: an interrupted run is taken up after round %d of %d", stage, state.round, rounds)
         state = _fit_tracked(settings, stage, plan, start, folder, key)
     losses = [record.loss for record in state.log if record.abandoned is None]
+    if not losses:
+        # Not to be reused: once its cause is gone, the same call is to train.
+        shutil.rmtree(folder)
+        raise BadInput(f"{stage}: all {rounds} rounds were abandoned, nothing was learned: {state.log[-1].abandoned}")
     abandoned = len(state.log) - len(losses)
     return Trained(key, str(folder), state.round, abandoned, losses[-1] if losses else float("nan"), reused)
 
@@ -204,8 +209,8 @@ def weights_of(settings: Settings, version: int) -> Parameters:
 
 def trained_weights(trained: Trained) -> Parameters:
     state = latest(Path(trained.folder))
-    if state is None:
-        raise Missing(f"the trained weights are gone from {trained.folder}; train again")
+    if state is None or state.round != trained.rounds:
+        raise Missing(f"the trained weights are gone from {trained.folder}, or damaged; train again")
     return state.parameters
 
 
