@@ -12,7 +12,7 @@ BIN     := $(VENV)/bin
 FEDLOOP := $(BIN)/fedloop
 INSTALL := $(VENV)/.installed
 
-.PHONY: run test lint up down status traffic setup clean help
+.PHONY: bench-rehearsal run test lint up down status traffic setup clean help
 
 run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 	@$(FEDLOOP) run $(TASK)
@@ -49,8 +49,11 @@ $(INSTALL): pyproject.toml constraints.txt
 	@$(BIN)/uv pip check -q --python $(BIN)/python
 	@touch $@
 
+bench-rehearsal: $(INSTALL)  ## rehearse and keep the figures under benchmarks/results
+	@$(BIN)/python benchmarks/rehearsal.py --task $(TASK)
+
 clean:  ## forget everything the rehearsals made (keeps the environment)
 	rm -rf .fedloop out
 
 help:
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12

@@ -109,7 +109,7 @@ def programs(settings: Settings) -> dict[str, Program]:
             "service",
             "prediction service",
             (python, "-m", "pipelines.service"),
-            page=f"{service}/docs",
+            page=f"{service}/model",
             log=logs / "service.log",
             port=ports.service,
             health=f"{service}/healthz",

@@ -17,9 +17,8 @@ from flows.console import CONSOLE, narrate, say
 from flows.memory import PeakMemory
 from flows.ports import free_ports
 from flows.processes import House, house
-from models.camera import LOW_LIGHT
-from models.errors import FedloopError
-from models.task import Rows
+from models.errors import BadInput, FedloopError
+from models.task import Rows, find_task
 from monitoring import alarm
 from monitoring.traffic import TrafficLog
 from pipelines import registry, release, replay
@@ -38,7 +37,8 @@ class Rehearsal:
 
     def __init__(self, settings: Settings, severity: str) -> None:
         self.settings, self.task = settings, settings.task
-        self.severity = LOW_LIGHT.severities[severity]
+        self.drifting = next(iter(self.task.corruptions.values()))
+        self.severity = self.drifting.severities[severity]
         self.plan = site_plan(settings)
         self.data = self.task.load()
         self.summary, self.moments = Summary(), Moments()
@@ -75,7 +75,7 @@ class Rehearsal:
     def drift(self) -> int:
         """Act 3: the lamp goes out; returns the decision that the alarm wrote."""
         self.moments.drift = time.time()
-        say(f"drift: low light, {self.severity:.0%} of the light is gone at every site")
+        say(f"drift: {self.drifting.name} at every site, severity {self.severity:g}")
         for number in range(1, 9):
             with self.timed("dark traffic"):
                 self.send("dark", self.data.live, self.rows, f"dark-{number}")
@@ -158,7 +158,7 @@ class Rehearsal:
             self.plan.label_mix,
             count=count,
             seed=self.settings.seed,
-            corruption=LOW_LIGHT if dark else None,
+            corruption=self.drifting if dark else None,
             severity=self.severity if dark else 0.0,
             sites=None,
             start_at=time.time(),
@@ -232,6 +232,9 @@ class Rehearsal:
 
 def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     """Run the whole loop once; returns the folder with the table, the summary and the picture."""
+    for drift in find_task(task_name).corruptions.values():
+        if severity not in drift.severities:
+            raise BadInput(f"{drift.name} has no severity {severity!r}; it has {', '.join(drift.severities)}")
     os.environ["FEDLOOP_STAGE"] = "rehearsal"
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     # Three windows of the drifted traffic, no more and no less: the same rehearsal twice learns from the same rows.
