@@ -34,7 +34,7 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
         material = step(gather.gather, name="ingest")(settings, work.from_seq)
         if material.parent is not None and not material.new_rows:
             work.finish("nothing new to learn from; the champion stays")
-            return material.parent
+            return int(material.parent)
         adapted = step(loop.adapt, name="adapt")(settings, material)
         labelled = step(loop.buy_labels, name="label")(settings, material, adapted)
         trained = step(loop.fit, name="train")(settings, material, labelled, adapted)
