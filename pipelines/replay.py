@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
+from urllib.request import OpenerDirector, ProxyHandler, build_opener
 
 import aiohttp
-import httpx
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -178,11 +179,14 @@ def replay(
 
 def serving_version(url: str) -> int | None:
     """The version that the service at `url` answers with; None while it does not answer or has no champion."""
-    with suppress(httpx.HTTPError):
-        answer = httpx.get(url + "/readyz", timeout=5.0, trust_env=False)
-        if answer.status_code == 200:
-            return int(answer.json()["model_version"])
+    with suppress(OSError, HTTPException, ValueError, KeyError), _direct().open(url + "/readyz", timeout=5.0) as answer:
+        return int(json.load(answer)["model_version"])
     return None
+
+
+def _direct() -> OpenerDirector:
+    """No proxy stands between a house and its service."""
+    return build_opener(ProxyHandler({}))
 
 
 async def _ask(client: aiohttp.ClientSession, capture: Capture, tally: Tally, patience_s: float) -> Answer | None:

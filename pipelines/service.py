@@ -225,7 +225,6 @@ def main() -> int:
     # What the server raises again once it has shut down must not look like a crash; before, there is nothing to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         settings = load_settings()
         settings.apply_environment()

@@ -11,8 +11,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import sqlalchemy as sa
 from filelock import FileLock
@@ -38,6 +41,7 @@ def connection(settings: Settings) -> Iterator[MlflowClient]:
     # Progress bars and the hundred migrations of a new database are no news to anybody.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if uri.startswith("http"):
         _ask_for_health(uri)
@@ -140,14 +144,14 @@ def _embedded(uri: str) -> MlflowClient:
 
 def _ask_for_health(uri: str) -> None:
     """MLflow's own client would try for minutes."""
-    import httpx
-
     try:
-        answer = httpx.get(uri.rstrip("/") + "/health", timeout=ANSWER_WITHIN_S)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Missing(_sorry(uri, f"does not answer ({type(error).__name__})")) from error
-    if answer.status_code >= 400:
-        raise Missing(_sorry(uri, f"answers {answer.status_code} {answer.text[:80].strip()!r}"))
+        with urlopen(uri.rstrip("/") + "/health", timeout=ANSWER_WITHIN_S):
+            return
+    except HTTPError as error:
+        raise Missing(_sorry(uri, f"answers {error.code} {error.reason}")) from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Missing(_sorry(uri, f"does not answer ({reason})")) from error
 
 
 def _sorry(uri: str, what: str) -> str:

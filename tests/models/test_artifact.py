@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from models import artifact
-from models.digits import TASK
+from models import artifact, digits
 from models.errors import BadInput, Missing
+
+
+def build_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+TASK = dataclasses.replace(digits.TASK, build_model=build_model)
 
 
 def test_what_is_loaded_is_what_was_saved_bit_by_bit(tmp_path: Path) -> None:
@@ -34,7 +40,7 @@ def test_weights_that_share_memory_are_saved_each(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused_with_the_names_and_shapes_that_differ(tmp_path: Path) -> None:
     state = TASK.build_model().state_dict()
-    state["8.weight"] = torch.zeros(7, 64)
+    state["3.weight"] = torch.zeros(7, 144)
     state["9.extra"] = torch.zeros(1)
     del state["0.bias"]
     artifact.save(tmp_path, TASK.name, state, {})
@@ -43,7 +49,7 @@ def test_another_architecture_is_refused_with_the_names_and_shapes_that_differ(t
     for fragment in (
         "0.bias is missing",
         "9.extra is unknown",
-        "8.weight is [7, 64] float32, expected [10, 64] float32",
+        "3.weight is [7, 144] float32, expected [10, 144] float32",
     ):
         assert fragment in str(caught.value)
 

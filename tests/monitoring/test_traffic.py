@@ -76,7 +76,7 @@ def test_a_row_comes_back_as_it_went_in_and_its_picture_too(log: TrafficLog) -> 
     ages=st.lists(st.floats(0, 100), min_size=42, max_size=42),
     late=st.floats(0, 50),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_half_open_windows_partition_the_log_whatever_the_batches_and_the_clock(
     batches: list[int], rows: int, ages: list[float], late: float
 ) -> None:
@@ -103,7 +103,7 @@ def test_half_open_windows_partition_the_log_whatever_the_batches_and_the_clock(
 
 
 @given(times=st.lists(st.integers(1, 3), min_size=1, max_size=8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_recording_again_after_an_unclear_commit_adds_nothing(times: list[int]) -> None:
     with fresh_log() as log:
         rows = [prediction(i) for i in range(len(times))]
@@ -131,7 +131,7 @@ def test_a_batch_is_written_whole_or_not_at_all(log: TrafficLog) -> None:
         st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from(["clinic", "annotator"])), max_size=25
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_labels_are_idempotent_and_the_first_word_of_a_source_stands(
     given_labels: list[tuple[int, int, str]],
 ) -> None:

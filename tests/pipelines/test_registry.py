@@ -70,7 +70,7 @@ def test_a_version_shows_signature_example_tags_figures_and_no_pickle(settings: 
 
     answer = mlflow.pyfunc.load_model(place).predict(example)
     pixels = to_tensor(np.full((2, 8, 8, 1), 51, dtype=np.uint8))
-    module = settings.task.build_model().eval()
+    module = artifact.load(registry.fetch(settings, 1), settings.task)
     assert np.allclose(answer, module(pixels).softmax(dim=1).detach().numpy(), atol=1e-6)
 
     folder = registry.fetch(settings, 1)
@@ -127,9 +127,7 @@ def test_weights_that_do_not_fit_the_task_are_not_registered(settings: Settings)
     with pytest.raises(BadInput, match=r"0.weight is \[16, 3, 3, 3\]"):
         registry.register(settings, parameters=wrong, key="k", tags={}, figures={}, summary=None, example=example)
     with pytest.raises(BadInput, match="the key"):
-        registry.register(
-            settings, parameters=wrong, key="' or 1", tags={}, figures={}, summary=None, example=example
-        )
+        registry.register(settings, parameters=wrong, key="' or 1", tags={}, figures={}, summary=None, example=example)
     assert registry.versions(settings) == []
 
 
