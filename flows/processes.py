@@ -27,7 +27,7 @@ from pipelines.settings import Settings
 
 Say = Callable[[str], None]
 State = Literal["up", "starting", "failing", "down"]
-PATIENCE_S = 120.0  # the slowest of them needs some 15 s on two free cores
+PATIENCE_S = 180.0  # the slowest of them needs 15 s on two free cores, and a minute and more on busy ones
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -24,6 +26,7 @@ from pipelines.settings import Settings, load_settings
 if TYPE_CHECKING:
     from prefect import Flow
     from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
     from prefect.schedules import Schedule
 
 GRACE_S = 120  # how long a run may take from being picked up to its first step before its slot is given away
@@ -99,7 +102,23 @@ def serve(settings: Settings, served: Sequence[RunnerDeployment]) -> None:
     skip_backlog(added)
     ready_file(settings).parent.mkdir(parents=True, exist_ok=True)
     ready_file(settings).write_text(str(os.getpid()))
-    asyncio.run(runner.start())
+    asyncio.run(_run_until_sigterm(runner))
+
+
+async def _run_until_sigterm(runner: Runner) -> None:
+    """Poll and run; on SIGTERM cancel the runs, so that the server knows that they ended.
+
+    Prefect's own handler never awaits its `stop`: the runs are killed, and stay "Running" until they are missed.
+    """
+    polling = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # it installs its own handler first
+    loop, stopping = asyncio.get_running_loop(), set[asyncio.Task[None] | bool]()
+    loop.add_signal_handler(
+        signal.SIGTERM,
+        lambda: stopping.add(loop.create_task(runner.astop()) if runner.started else polling.cancel()),
+    )
+    with suppress(asyncio.CancelledError):
+        await polling
 
 
 def crash_silent_runs() -> None:

@@ -1,4 +1,4 @@
-"""One real Prefect server for the whole test session (each costs ten seconds), and flows served at it."""
+"""One real Prefect server for the whole test session (each costs ten seconds), and a runner of flows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 # Prefect makes its home where this points when it is first imported.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="fedloop-test-prefect-")
 
-from tiny_flows import until
+from watching import until
 
 from flows.ports import free_ports
 from flows.processes import house
@@ -36,20 +35,17 @@ def prefect_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings
         yield settings
 
 
-@pytest.fixture(scope="session")
-def served(prefect_house: Settings) -> Iterator[Settings]:
-    """The same, with the tiny flows served in a process of their own."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import tiny_flows; tiny_flows.main()"],
-        env=environment(prefect_house) | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])},
-        stdout=(prefect_house.home / "tiny.log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
+@pytest.fixture
+def runner(prefect_house: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """The tiny flows, served in a process of their own."""
+    with (prefect_house.home / "tiny.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import tiny_flows; tiny_flows.main()"],
+            env=environment(prefect_house) | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     until(lambda: ready_file(prefect_house).exists() and ready_file(prefect_house).read_text() == str(process.pid))
-    yield prefect_house
-    children = psutil.Process(process.pid).children(recursive=True)
+    yield process
     process.terminate()
-    process.wait(30)
-    for child in children:
-        if child.is_running():
-            child.kill()
+    process.wait(60)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_flows import new_decision, row_of
+from watching import new_decision, row_of
 
 from flows.events import announce
 from flows.ports import free_ports

@@ -4,6 +4,7 @@ MLflow's server is the real one.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -20,13 +21,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from tiny_flows import until
+from watching import until
 
 from flows import processes
 from flows.memory import PeakMemory, memory_mb
 from flows.ports import free_ports
 from flows.processes import House, house, state, stop
-from flows.programs import MARK, Program, allowed_hosts, environment, log_folder, programs
+from flows.programs import MARK, Program, allowed_hosts, environment, log_folder, programs, run_folder
 from flows.supervision import find, marked
 from models.errors import BadInput, Missing
 from pipelines.settings import Settings, load_settings
@@ -149,17 +150,11 @@ def test_a_rehearsal_and_up_keep_out_of_each_others_way(home: Settings) -> None:
         pass
     assert pids(up)["prefect"]
     up.stop()
-    # Another process' rehearsal; it is killed later.
-    script = (
-        "import sys, time; sys.path.insert(0, sys.argv[2]); from test_processes import *; import json\n"
-        "s = Settings.model_validate_json(sys.argv[1]); h = small_house(s, owned=True); h.start(); time.sleep(600)"
-    )
-    folder = Path(__file__).parent
-    rehearsal = subprocess.Popen(
-        [sys.executable, "-c", script, home.model_dump_json(), str(folder)],
-        env=os.environ | {"PYTHONPATH": str(folder.parents[1])},
-    )
-    until(lambda: all(row.state == "up" for row in small_house(home).states()), 30)
+    rehearsal = subprocess.Popen(["sleep", "600"])  # it stands for another process' rehearsal, which is killed later
+    small_house(home, owned=True).start()
+    record = run_folder(home) / "house.json"
+    owner = [rehearsal.pid, psutil.Process(rehearsal.pid).create_time()]
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"owner": owner}))
     for attempt in (small_house(home).start, small_house(home, owned=True).start, lambda: stop(home)):
         with pytest.raises(BadInput, match=rf"a rehearsal is running in .*process {rehearsal.pid}"):
             attempt()
@@ -253,10 +248,10 @@ def test_mlflows_server_answers_by_both_names_refuses_others_and_stays_small(hom
     with house(home, ["mlflow"]):
         for name in ("127.0.0.1", "localhost"):
             path = "api/2.0/mlflow/experiments/get?experiment_id=0"
-            found = httpx.get(f"http://{name}:{home.ports.mlflow}/{path}", trust_env=False)
+            found = httpx.get(f"http://{name}:{home.ports.mlflow}/{path}", trust_env=False, timeout=60)
             assert found.status_code == 200
             assert found.json()["experiment"]["artifact_location"] == "mlflow-artifacts:/0"
-        refused = httpx.get(home.url("mlflow") + "/", headers={"Host": "evil.example"}, trust_env=False)
+        refused = httpx.get(home.url("mlflow") + "/", headers={"Host": "evil.example"}, trust_env=False, timeout=60)
         assert refused.status_code == 403
         assert (home.home / "mlflow" / "mlflow.db").exists()  # the registry's own file, not one beside it
         assert memory_mb(home) < 600

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +10,8 @@ from uuid import uuid4
 import pytest
 from prefect import states
 from prefect.client.orchestration import get_client
-from tiny_flows import Runs, new_decision, retrain, row_of, until
+from tiny_flows import retrain
+from watching import Runs, new_decision, row_of, until
 
 from flows import serve_flows
 from flows.events import announce
@@ -24,15 +24,15 @@ pytestmark = pytest.mark.house
 
 
 @pytest.fixture
-def home(prefect_house: Settings, tmp_path: Path) -> Iterator[Settings]:
+def home(prefect_house: Settings, tmp_path: Path) -> Settings:
     """Settings with an empty log, whose retraining nobody serves: its runs stay as they are made."""
     settings = prefect_house.model_copy(update={"stage": "live", "log_url": f"sqlite:///{tmp_path / 'log.db'}"})
     settings.retrain = settings.retrain.model_copy(update={"minimum_new_rows": 0})
     serve_flows.deployment(settings, retrain, on_drift=True).apply()
-    yield settings
     with get_client(sync_client=True) as client:
         for run in Runs(settings).unfinished():
             client.set_flow_run_state(run.id, states.Cancelled(), force=True)
+    return settings
 
 
 def run_in(state: Any) -> str:

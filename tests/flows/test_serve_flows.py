@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from tiny_flows import Runs, monitor, new_decision, retrain, row_of, until
+from tiny_flows import monitor, retrain
+from watching import Runs, new_decision, row_of, until
 
 from flows import serve_flows
 from flows.events import announce
@@ -19,40 +21,39 @@ from pipelines.settings import Settings, load_settings
 pytestmark = pytest.mark.house
 
 
-@pytest.fixture
-def runs(served: Settings) -> Iterator[Runs]:
-    """The runs of the tiny retraining, each working until `runs.go()`."""
-    found = Runs(served)
-    yield found
-    found.go()
-    until(lambda: not found.live())
-
-
-def test_an_event_starts_one_run_and_another_during_the_run_starts_none(served: Settings, runs: Runs) -> None:
-    first = new_decision(served, evidence={"from_seq": 7, "share": float("nan")})
-    began = time.monotonic()
-    assert announce(served, first)
-    assert row_of(served, first.decision).state == "emitted"
-    until(lambda: row_of(served, first.decision).state == "running")
-    assert time.monotonic() - began < 25
+def test_an_event_starts_one_run_and_no_second_and_a_stopped_runner_says_that_its_run_ended(
+    prefect_house: Settings, runner: subprocess.Popen[bytes]
+) -> None:
+    settings, runs = prefect_house, Runs(prefect_house)
+    first = new_decision(settings, evidence={"from_seq": 7, "share": float("nan")})
+    assert announce(settings, first)
+    assert row_of(settings, first.decision).state == "emitted"
+    until(lambda: row_of(settings, first.decision).state == "running")
+    until(runs.started)
     # The payload's number arrived as a number, and its text as text.
     assert runs.started() == [(first.decision, "drift")]
 
-    second = new_decision(served, cause="drift again")
-    assert announce(served, second)
-    until(lambda: len(runs.all()) == 2)
-    until(lambda: "CANCELLED" in {run.state_type.name for run in runs.all() if run.state_type})
-    assert row_of(served, second.decision).state == "emitted"  # it waits for the next pass of the reconcile flow
-    runs.go()
-    until(lambda: row_of(served, first.decision).state == "done")
+    second = new_decision(settings, cause="drift again")
+    assert announce(settings, second)
+    until(lambda: "Cancelled" in [run.state_name for run in runs.all()])
+    assert row_of(settings, second.decision).state == "emitted"  # it waits for the next pass of the reconcile flow
+    assert len(runs.live()) == 1
+
+    # Prefect's own handler of SIGTERM leaves the run "Running", and every new one is cancelled in its favour.
+    begun = psutil.Process(runner.pid).children(recursive=True)
+    runner.terminate()
+    assert runner.wait(60) == 0
+    assert {run.state_name for run in runs.all()} == {"Cancelled"}
+    assert not any(process.is_running() for process in begun)
     assert runs.started() == [(first.decision, "drift")]
 
 
-def test_another_models_drift_starts_nothing(served: Settings, runs: Runs) -> None:
-    live = served.model_copy(update={"stage": "live"})
+def test_another_models_drift_starts_nothing(prefect_house: Settings) -> None:
+    serve_flows.deployment(prefect_house, retrain, on_drift=True).apply()
+    live, runs = prefect_house.model_copy(update={"stage": "live"}), Runs(prefect_house)
     assert announce(live, new_decision(live))
     time.sleep(3)
-    assert runs.live() == []
+    assert runs.all() == []
 
 
 def test_a_schedule_can_be_changed_and_taken_away(prefect_house: Settings) -> None:

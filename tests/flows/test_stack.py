@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from datetime import timedelta
 from importlib import metadata
 
 import pytest
 from packaging.specifiers import SpecifierSet
-from tiny_flows import until
+from prefect.client.orchestration import get_client
+from prefect.schedules import Interval
+from tiny_flows import monitor
+from watching import until
 
+from flows.serve_flows import deployment
 from pipelines.settings import Settings
 
 PINS = {
@@ -38,12 +43,11 @@ def test_a_cpu_torch_brings_nothing_of_cuda() -> None:
 
 
 @pytest.mark.house
-def test_schedules_create_runs(served: Settings) -> None:
+def test_schedules_create_runs(prefect_house: Settings) -> None:
     # With SQLAlchemy 2.1 the server starts, manual runs work, and schedules never create one.
-    from prefect.client.orchestration import get_client
-
+    number = deployment(prefect_house, monitor, Interval(timedelta(hours=1))).apply()
     with get_client(sync_client=True) as client:
-        runs = until(lambda: [run for run in client.read_flow_runs() if run.auto_scheduled])
-    assert {run.state_name for run in runs} <= {"Scheduled", "Pending", "Running", "Completed"}
-    assert all(run.name for run in runs)
+        runs = until(lambda: [run for run in client.read_flow_runs() if run.deployment_id == number])
+    assert {run.state_name for run in runs} == {"Scheduled"}
+    assert {run.auto_scheduled for run in runs} == {True}
     assert runs[0].parameters == {"task": "digits"}
