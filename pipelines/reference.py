@@ -40,12 +40,12 @@ def read_reference(settings: Settings, version: int) -> Reference:
         table = pd.read_parquet(path)
         if len(table):
             sites[path.parent.parent.name] = named(drift.clean(table), settings)
+    if not sites:
+        return Reference({}, Calibration({}), None)
     return Reference(sites, _calibration(settings, version, files, sites), _centroids(settings, version))
 
 
 def _calibration(settings: Settings, version: int, files: list[Path], sites: Mapping[str, pd.DataFrame]) -> Calibration:
-    if not sites:
-        return Calibration({})
     name = sha256(settings.drift.model_dump_json().encode() + f"{settings.seed}".encode())
     for path in files:
         name.update(path.read_bytes())

@@ -214,7 +214,7 @@ def _judge(watcher: Watcher, rows: pd.DataFrame, version: int) -> Judged:
         notes.append(f"{int((~served).sum())} rows of other versions are left out")
     if strangers := sorted(set(rows.loc[served & ~known, "site"])):
         notes.append(f"version {version} has no reference of {', '.join(map(str, strangers))}")
-    if reference.centroids is None:
+    if reference.sites and reference.centroids is None:
         notes.append(f"the embedding is not watched: the data summary of version {version} cannot be read")
     own = rows[known].reset_index(drop=True)
     current = named(drift.clean(own.assign(embedding_distance=_distances(watcher, own, reference))), watcher.settings)
