@@ -20,6 +20,7 @@ from flows.processes import House, house
 from models.errors import BadInput, FedloopError
 from models.task import Rows, find_task
 from monitoring import alarm
+from monitoring.dashboard import Dashboard
 from monitoring.traffic import TrafficLog
 from pipelines import registry, release, replay
 from pipelines.figures import figures
@@ -247,6 +248,7 @@ def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     _fresh_log(settings)
     with PeakMemory() as memory, house(settings, PROCESSES, say=say, wait=False) as running:
         act = Rehearsal(settings, severity)
+        Dashboard(settings.dashboard, settings.model_name).clear()
         release.retire(settings, "a new rehearsal starts")
         act.build(running)
         act.stable()
