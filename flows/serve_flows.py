@@ -197,7 +197,7 @@ def wait_for_prefect(settings: Settings, patience_s: float = 120.0) -> None:
     address, deadline = settings.url("prefect") + "/api/health", time.monotonic() + patience_s
     while time.monotonic() < deadline:
         try:
-            if httpx.get(address, timeout=5, trust_env=False).status_code == 200:
+            if httpx.get(address, timeout=5, trust_env=False, verify=False).status_code == 200:
                 return
         except httpx.HTTPError:
             pass

@@ -92,7 +92,6 @@ class Supervisor:
             process = psutil.Process(self.pid)
             process.terminate()
             process.wait(60)
-        shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
 
     def _call(self, method: str, *arguments: Any) -> Any:
         from supervisor.xmlrpc import SupervisorTransport
@@ -122,6 +121,14 @@ def find(settings: Settings) -> Supervisor | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if _marked(found.pid, settings) else None
+
+
+def forget(settings: Settings) -> None:
+    """Remove what pointed to a supervisor that has ended, however it ended."""
+    record = run_folder(settings) / "house.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        shutil.rmtree(Path(json.loads(record.read_text())["socket"]).parent, ignore_errors=True)
+    record.unlink(missing_ok=True)
 
 
 def spawn(settings: Settings, programs: Sequence[Program], owned: bool) -> Supervisor:
@@ -156,6 +163,7 @@ def spawn(settings: Settings, programs: Sequence[Program], owned: bool) -> Super
     while not made.answers():
         if process.poll() is not None or time.monotonic() > deadline:
             made.end()
+            forget(settings)
             raise Missing(f"the supervisor did not start: {errors.read_text().strip() or 'no answer within 20 s'}")
         time.sleep(0.05)
     return made

@@ -141,6 +141,7 @@ def test_what_a_killed_supervisor_left_is_found_and_ended(home: Settings) -> Non
     until(lambda: find(home) is None, 5)
     assert stop(home) == 2
     assert marked(home) == []
+    assert not Path(found.socket).parent.exists()
 
 
 def test_a_rehearsal_and_up_keep_out_of_each_others_way(home: Settings) -> None:
