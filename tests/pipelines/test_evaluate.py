@@ -53,7 +53,7 @@ tasks = pytest.mark.parametrize("task", [TINY, TINY_AUC], ids=lambda task: task.
 
 @tasks
 @given(rows=st.integers(4, 60), seed=st.integers(0, 2**32), margin=st.sampled_from([0.0, 0.01]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_an_identical_model_always_passes(task: Task, rows: int, seed: int, margin: float) -> None:
     own = (np.random.default_rng(seed).uniform(size=rows) < 0.7).tolist()
     gate = GATE.model_copy(update={"overall_margin": margin, "site_margin": 0.0})

@@ -89,7 +89,7 @@ unlabelled = st.integers(0, 40).map(lambda i: (encode_png(GOOD[i]), None))
     first=st.lists(good_rows | unlabelled, max_size=6),
     rows=st.lists(bad_rows | good_rows | unlabelled, min_size=1, max_size=15),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_no_row_is_lost_and_none_is_made(first: list[tuple[Any, Any]], rows: list[tuple[Any, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = SiteStore(Path(folder) / "site-1")

@@ -68,7 +68,7 @@ def test_labels_spread_correctly_and_the_figures_are_those_of_the_files(fleet: F
 
 
 @given(share=st.floats(0.01, 1.0), per_cluster=st.integers(1, 4), near=st.floats(0.05, 1.0), seed=st.integers(0, 99))
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_never_more_than_the_budget_is_bought(
     tmp_path_factory: pytest.TempPathFactory, share: float, per_cluster: int, near: float, seed: int
 ) -> None:

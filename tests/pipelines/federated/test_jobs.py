@@ -96,7 +96,7 @@ def shape_of(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("clusters", [CLUSTERS, 40])
-@pytest.mark.parametrize("rows", [1, 7, 30])
+@pytest.mark.parametrize("rows", [1, 20])
 def test_answers_of_a_small_and_a_large_site_have_one_shape(tmp_path: Path, rows: int, clusters: int) -> None:
     small, *small_ids = make_site(tmp_path, "site-1", rows, rows)
     large, *large_ids = make_site(tmp_path / "more", "site-1", 3 * rows, 3 * rows)
@@ -132,7 +132,7 @@ def holds_vector(arrays: list[NDArray[np.float64]], vectors: NDArray[np.float64]
 
 
 @pytest.mark.parametrize("clusters", [CLUSTERS, 12, 200])
-@pytest.mark.parametrize("rows", [2, 13, 40])
+@pytest.mark.parametrize("rows", [2, 20])
 def test_no_answer_holds_a_row(tmp_path: Path, rows: int, clusters: int) -> None:
     """Also not with so many clusters that each row could have its own."""
     site, train, evaluation = make_site(tmp_path, "site-1", rows, rows)

@@ -120,7 +120,7 @@ def test_padding_moves_nothing() -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 17), min_size=1, max_size=5), work=st.sampled_from(list(WORKS.values())))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_sites_stepped_together_do_what_each_does_alone(sizes: list[int], work: LocalWork) -> None:
     steps = [batches(rows(size, seed=i), work, i, None) for i, size in enumerate(sizes)]
     together = train_stacked(linear_model(), initial(), steps, work)

@@ -23,7 +23,7 @@ from pipelines.federated.jobs import Answer, Failure, Job, LocalWork, Parameters
 from pipelines.federated.strategy import Strategy, adam
 from pipelines.federated.training import KEPT, RoundRecord, TrainingPlan, TrainingState, checkpoint, latest, train
 
-ROUNDS = 40
+ROUNDS = 20
 SIZES = {"a": 8, "b": 13, "c": 5}
 # What a process that is killed runs; argv: the sites' folder, the states' folder, seconds a round.
 RUN = f"""
