@@ -245,8 +245,10 @@ def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     configured = load_settings(task_name)
     settings = free_ports(configured)
     settings.apply_environment()
-    _fresh_log(settings)
-    with PeakMemory() as memory, house(settings, PROCESSES, say=say, wait=False) as running:
+    with PeakMemory() as memory, house(settings, (), say=say, wait=False) as running:
+        # Not before the home is ours: another rehearsal's log would be moved away under its feet.
+        _fresh_log(settings)
+        running.begin(PROCESSES)
         act = Rehearsal(settings, severity)
         Dashboard(settings.dashboard, settings.model_name).clear()
         release.retire(settings, "a new rehearsal starts")

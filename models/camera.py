@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from models.images import Images
 
-FULL_WELL_ELECTRONS = 10.0
+FULL_WELL_ELECTRONS = 20.0
 """Electrons of a full-scale pixel in good light: a small, cheap sensor."""
-READ_NOISE_ELECTRONS = 0.5
+READ_NOISE_ELECTRONS = 1.0
 """Standard deviation of the sensor's read noise."""
 
 
@@ -32,6 +31,8 @@ class Camera:
 
     def __call__(self, images: Images) -> Images:
         """uint8 [n, height, width, channels] as this camera sees them."""
+        from scipy.ndimage import gaussian_filter
+
         pixels = images.astype(np.float32)
         pixels += self.sharpness * (pixels - gaussian_filter(pixels, sigma=(0, 0.6, 0.6, 0)))
         pixels *= np.asarray(self.gains, dtype=np.float32)

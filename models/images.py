@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from models.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
 
 Images = NDArray[np.uint8]
 """uint8 [n, height, width, channels]"""
@@ -100,6 +103,8 @@ def from_unit_floats(values: NDArray[np.floating], schema: ImageInput) -> NDArra
 
 def to_tensor(images: Images) -> torch.Tensor:
     """float32 [n, channels, height, width] in [0, 1]."""
+    import torch
+
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float().div_(255.0)
 
 

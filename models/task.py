@@ -8,17 +8,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from models.camera import CORRUPTIONS, Corruption
 from models.embedding import normalised_pixels
 from models.errors import BadInput
 from models.images import ImageInput, Images
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 BUILT_IN = ("digits", "retina", "pneumonia")
 
@@ -63,6 +65,9 @@ class TaskData:
 
 def penultimate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """What an nn.Sequential computes before its last layer; another kind of model answers with its outputs."""
+    import torch
+    from torch import nn
+
     body = model[:-1] if isinstance(model, nn.Sequential) else model
     return torch.as_tensor(body(images))
 
