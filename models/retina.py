@@ -29,7 +29,7 @@ RECIPE = {
         "batch_size": 8,
         "learning_rate": 0.01,
         "weight_decay": 1e-3,
-    }
+    },
 }
 
 
@@ -47,8 +47,8 @@ def embed(images: Images) -> NDArray[np.float32]:
     """
     pixels = np.sqrt(images.astype(np.float32) / 255.0)
     mirrored = (pixels + pixels[:, ::-1] + pixels[:, :, ::-1] + pixels[:, ::-1, ::-1]) / 4.0
-    _, height, width, _ = images.shape
-    return unit_length(mirrored[:, : height // 2, : width // 2].reshape(len(images), -1))
+    quarter = mirrored[:, : images.shape[1] // 2, : images.shape[2] // 2]
+    return unit_length(quarter.reshape(len(images), int(np.prod(quarter.shape[1:]))))
 
 
 def build_model() -> nn.Module:
