@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 from rich.table import Table
@@ -30,7 +31,7 @@ def house_table(states: list[ProcessState]) -> Table:
             str(state.pid or ""),
             since,
             state.url,
-            state.error or str(state.log),
+            state.error or os.path.relpath(state.log),
         )
     return shown
 

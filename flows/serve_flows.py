@@ -96,7 +96,9 @@ def serve(settings: Settings, served: Sequence[RunnerDeployment]) -> None:
     from prefect.runner import Runner
 
     # Without a limit, everything that became due during a downtime would start at once.
-    runner = Runner(name=f"fedloop {settings.model_name}", pause_on_shutdown=False, limit=2)
+    # A rehearsal's schedules end with it; those of the live loop survive a restart.
+    over = settings.stage == "rehearsal"
+    runner = Runner(name=f"fedloop {settings.model_name}", pause_on_shutdown=over, limit=2)
     added = [one for one in map(runner.add_deployment, served) if isinstance(one, UUID)]
     crash_silent_runs()
     skip_backlog(added)

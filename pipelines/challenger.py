@@ -16,6 +16,7 @@ from pipelines.gather import Material, embedded_engine, frozen
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
 from pipelines.settings import Settings
 from pipelines.summarize import Snapshots, ask_all, summarize
+from pipelines.tracking import Run
 
 LOG = logging.getLogger("fedloop")
 
@@ -63,8 +64,10 @@ def enter_registry(
     # Made up: a registry is outside every site, and no site's picture goes there.
     height, width, channels = task.input.shape
     ramp = np.linspace(0, 255, 2 * height * width * channels).astype(np.uint8)
+    run = Run.start(settings, name=f"train-{trained.key}", key=trained.key)
     version = registry.register(
         settings,
+        run_id=run.run_id,
         parameters=parameters,
         key=trained.key,
         tags=tags,
@@ -76,6 +79,7 @@ def enter_registry(
         names = ("fedloop.snapshots.evaluation", "fedloop.gate", "fedloop.gate_passed")
         figures = {name: f"{value:.6g}" for name, value in _report_figures(found).items()}
         registry.tag(settings, version.number, figures | {name: tags[name] for name in names})
+    run.end()
     write_references(settings, material, parameters, summary, version.number)
     LOG.info(
         "register: %s version %d%s", settings.model_name, version.number,

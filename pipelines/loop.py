@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from models.artifact import read as read_weights
 from models.errors import BadInput, Missing
@@ -200,6 +201,13 @@ def initial_weights(settings: Settings) -> Parameters:
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model = settings.task.build_model()
+    unfit = (m for m in model.modules() if isinstance(m, _DropoutNd) or list(m.buffers(recurse=False)))
+    stateful = sorted({type(module).__name__ for module in unfit})
+    if stateful:
+        raise BadInput(
+            f"task {settings.task.name}: {', '.join(stateful)} keeps state or draws at random in the forward pass, so "
+            "sites could not be stepped together nor a run resumed exactly; use GroupNorm, or weight decay for dropout"
+        )
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
