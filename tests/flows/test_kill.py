@@ -11,7 +11,11 @@ from pathlib import Path
 
 from pipelines.federated.training import latest
 
-QUICK = {"FEDLOOP_TRAINING__ROUNDS": "12", "FEDLOOP_LABELS__LLOYD_ROUNDS": "2"}
+QUICK = {
+    "FEDLOOP_TRAINING__ROUNDS": "12",
+    "FEDLOOP_LABELS__LLOYD_ROUNDS": "2",
+    "FEDLOOP_LABELS__BUDGET_SHARE": "0.04",
+}
 
 
 def command(home: Path) -> subprocess.Popen[str]:
