@@ -78,7 +78,7 @@ def _oracle_answers(settings: Settings, champion: registry.Version, asked: pd.Da
     new = {site: tuple(one for one in own if one not in before.get(site, ())) for site, own in snapshots.items()}
     oracle = train_oracle(task, site_stores(settings), before, new, oracle_plan(settings), initial_weights(settings))
     log = TrafficLog.open(settings.database_url, settings.images)
-    probabilities = _predict(task, oracle, (log.image(name) for name in asked["image_hash"]))
+    probabilities = predict(task, oracle, (log.image(name) for name in asked["image_hash"]))
     return asked.assign(prediction=probabilities.argmax(axis=1), probabilities=list(probabilities))
 
 
@@ -95,7 +95,7 @@ def _trained_before(settings: Settings, champion: registry.Version) -> Snapshots
     return frozen(json.loads(origin.tags["fedloop.snapshots.train"]))
 
 
-def _predict(task: Task, parameters: Parameters, pngs: Iterable[bytes]) -> np.ndarray:
+def predict(task: Task, parameters: Parameters, pngs: Iterable[bytes]) -> np.ndarray:
     images = stack_images(pngs, task.input)
     with torch.no_grad():
         outputs = functional_call(task.build_model().eval(), parameters, (to_tensor(images),))
