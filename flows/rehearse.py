@@ -81,7 +81,7 @@ class Rehearsal:
             with self.timed("dark traffic"):
                 self.send("dark", self.data.live, self.rows, f"dark-{number}")
             self.watch()
-            decided = alarm.decisions(self.engine)
+            decided = [one for one in alarm.decisions(self.engine) if one.created_at >= self.moments.drift]
             if decided:
                 self.moments.alarm = decided[-1].created_at
                 evidence = str(decided[-1].evidence.get("sentence", ""))
@@ -92,7 +92,9 @@ class Rehearsal:
                     self.send("dark", self.data.live, self.rows, f"dark-{number}")
                 self.watch()
                 return int(decided[-1].decision)
-        raise FedloopError("no alarm came within 8 dark windows; see `fedloop report` for what the monitor saw")
+        early = [one.sentence for one in alarm.decisions(self.engine)]
+        why = f"a false alarm had come before ({early[0]}) and keeps others away" if early else "see the dashboard"
+        raise FedloopError(f"no alarm came within 8 dark windows: {why}")
 
     def recover(self, decision: int) -> None:
         """Act 4: Prefect starts the retraining, the gate decides, the service swaps; traffic never stops."""

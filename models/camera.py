@@ -46,6 +46,20 @@ def draw_camera(rng: np.random.Generator, channels: int, spread: float = 0.1) ->
     return Camera(tuple(float(g) for g in brightness * colour), sharpness=float(rng.uniform(-0.4, 0.3)))
 
 
+CAPTURE_NOISE = (1.0, 2.0)
+"""Standard deviation in grey levels of 255, drawn for each picture: no two pictures of a scene are the same."""
+
+
+def capture(camera: Camera, images: Images, rng: np.random.Generator) -> Images:
+    """uint8 [n, height, width, channels] as this camera takes them, each with a little noise of its own.
+
+    The rows that sites learn from and the live traffic both come through here, so that the one is like the other.
+    """
+    sigma = rng.uniform(*CAPTURE_NOISE, size=(len(images), 1, 1, 1))
+    noisy = camera(images) + sigma * rng.normal(size=images.shape)
+    return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Corruption:
     """A named drift with its named severities, each the share of the light that is lost, in (0, 1)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.camera import Camera, draw_camera
+from models.camera import Camera, capture, draw_camera
 from models.errors import BadInput
 from models.task import Rows, Task
 from pipelines.ingest import read_image
@@ -56,13 +56,14 @@ def divide(rows: Rows, plan: SitePlan, task: Task, seed: int) -> dict[str, Rows]
     divided = {}
     for position, name in enumerate(plan.sites):
         own = rows.take(np.flatnonzero(owner == position))
-        seen = [_through(plan.cameras[name], image, task) for image in own.images]
+        noise = np.random.default_rng([seed, 3, position])
+        seen = [_through(plan.cameras[name], image, task, noise) for image in own.images]
         divided[name] = Rows(seen, own.labels)
     return divided
 
 
-def _through(camera: Camera, image: object, task: Task) -> bytes | NDArray[np.uint8]:
+def _through(camera: Camera, image: object, task: Task, noise: np.random.Generator) -> bytes | NDArray[np.uint8]:
     try:
-        return np.asarray(camera(read_image(image, task.input)[None])[0])
+        return np.asarray(capture(camera, read_image(image, task.input)[None], noise)[0])
     except BadInput:
         return image  # type: ignore[return-value]

@@ -19,15 +19,13 @@ import aiohttp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.camera import Camera, Corruption
+from models.camera import Camera, Corruption, capture
 from models.errors import BadInput
 from models.images import Images, content_hash, encode_png
 from models.task import Rows, Task
 from pipelines.ingest import read_image
 
 SOURCE = "clinic"
-SENSOR_NOISE = (1.0, 2.0)
-"""Standard deviation in grey levels of 255, drawn for each capture: no two pictures of a scene are the same."""
 
 _FEEDBACK_ROWS = 50
 _PNG = {"Content-Type": "image/png"}
@@ -110,10 +108,7 @@ def captures(
     images = pool[scenes]
     for index, name in enumerate(names):
         if (here := where == index).any():
-            images[here] = cameras[name](images[here])
-    sigma = sense.uniform(*SENSOR_NOISE, size=(count, 1, 1, 1))
-    noisy = images + sigma * sense.normal(size=images.shape)
-    images = np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
+            images[here] = capture(cameras[name], images[here], sense)
     if corruption is not None:
         hit = np.array([sites is None or names[site] in sites for site in where], dtype=bool)
         if hit.any():

@@ -29,10 +29,14 @@ def untouched() -> SitePlan:
 @given(count=st.integers(0, 60), seed=st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
 def test_every_row_goes_to_exactly_one_site_with_its_label(count: int, seed: int) -> None:
-    rows = rows_of(count, 5)
+    # Each picture is of one grey, four levels apart, so that it is recognised under the noise of its capture.
+    greys = [np.full((8, 8, 1), 4 * number + 8, dtype=np.uint8) for number in range(count)]
+    rows = Rows(greys, rows_of(count, 5).labels)
     divided = divide(rows, untouched(), TINY, seed)
-    found = [(i.tobytes(), y) for own in divided.values() for i, y in zip(own.images, own.labels, strict=True)]
-    assert sorted(found) == sorted((i.tobytes(), y) for i, y in zip(rows.images, rows.labels, strict=True))
+    pairs = [pair for own in divided.values() for pair in zip(own.images, own.labels, strict=True)]
+    found = {round((float(np.mean(image)) - 8) / 4): label for image, label in pairs}
+    assert len(pairs) == count
+    assert found == dict(enumerate(rows.labels))
     assert set(divided) == {"a", "b", "c"}
 
 
@@ -65,8 +69,9 @@ def test_a_picture_is_seen_through_the_camera_in_whatever_form_it_came() -> None
     forms = [image, image[:, :, 0], encode_png(image), image / 255.0]
     divided = divide(Rows(forms, [1] * 4), dark, TINY, 0)
     seen = [read_image(each, TINY.input) for each in divided["a"].images]
-    assert all(np.array_equal(each, seen[0]) for each in seen)
-    assert seen[0].mean() == pytest.approx(image.mean() / 2, rel=0.02)
+    for each in seen:
+        assert np.abs(each.astype(int) - np.rint(image / 2.0)).max() <= 12  # the noise of a capture
+        assert each.mean() == pytest.approx(image.mean() / 2, rel=0.05)
 
 
 def test_sites_differ_in_label_mix_the_more_the_smaller_alpha_and_none_lacks_a_class() -> None:
