@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from live_service import register_untrained, settings_in
@@ -18,6 +19,10 @@ os.environ.update({"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"})
 for name in [name for name in os.environ if name.startswith("FEDLOOP_") and name != "FEDLOOP_DATA"]:
     del os.environ[name]
 torch.set_num_threads(1)
+# Chance looks for new cases on a developer's machine; a check that guards a landing says the same twice.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

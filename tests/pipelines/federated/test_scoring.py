@@ -49,7 +49,8 @@ def test_auc_of_two_classes_is_scikit_learns_up_to_the_bin_width(rows: int, seed
     shared = sum(((bins == b) & (labels == 0)).sum() * ((bins == b) & (labels == 1)).sum() for b in np.unique(bins))
     tolerance = 0.5 * shared / ((labels == 0).sum() * (labels == 1).sum())
     assert abs(macro_auc(scored(probabilities, labels).scores) - expected) <= tolerance + 1e-12
-    assert tolerance < 0.02
+    # With ten rows there are 25 pairs, and one that shares a bin is 0.02 of them already.
+    assert rows < 100 or tolerance < 0.02
 
 
 @given(rows=st.integers(4, 200), seed=st.integers(0, 2**32), grid=st.sampled_from([2, 5, 50, SCORE_BINS]))
