@@ -21,6 +21,7 @@ from monitoring.database import connect
 from pipelines.settings import Settings
 
 EVENT = "fedloop.drift.confirmed"
+GRACE_S = 120  # how long a run may take from being picked up to its first step before its slot is given away
 LOG = logging.getLogger("fedloop")
 
 

@@ -28,8 +28,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
-from flows.events import announce
-from flows.serve_flows import GRACE_S
+from flows.events import GRACE_S, announce
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines.settings import Settings, load_settings

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import httpx
 
-from flows.events import EVENT, resource
+from flows.events import EVENT, GRACE_S, resource
 from flows.programs import ready_file
 from models.errors import Missing
 from pipelines.settings import Settings, load_settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from prefect.runner import Runner
     from prefect.schedules import Schedule
 
-GRACE_S = 120  # how long a run may take from being picked up to its first step before its slot is given away
 SILENCE_S = 90  # three heartbeats
 
 

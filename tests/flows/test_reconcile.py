@@ -17,7 +17,7 @@ from flows import serve_flows
 from flows.events import announce
 from flows.ports import free_ports
 from flows.reconcile import UNHEARD_S, settle
-from flows.serve_flows import GRACE_S
+from flows.events import GRACE_S
 from pipelines.settings import Settings
 
 pytestmark = pytest.mark.house
