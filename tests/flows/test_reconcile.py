@@ -14,10 +14,9 @@ from tiny_flows import retrain
 from watching import Runs, new_decision, row_of, until
 
 from flows import serve_flows
-from flows.events import announce
+from flows.events import GRACE_S, announce
 from flows.ports import free_ports
 from flows.reconcile import UNHEARD_S, settle
-from flows.events import GRACE_S
 from pipelines.settings import Settings
 
 pytestmark = pytest.mark.house
