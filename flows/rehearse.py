@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from flows.console import CONSOLE, narrate, say
@@ -69,8 +70,8 @@ class Rehearsal:
             with self.timed("stable traffic"):
                 self.send("stable", _both(self.data.live, self.data.probe), count, f"stable-{first}", dark=False)
             self.watch()
-        found = alarm.windows(self.engine)
-        self.summary.put("alarm", false=len(alarm.decisions(self.engine)), stable_windows=len(found))
+        found = alarm.windows(self.log.engine)
+        self.summary.put("alarm", false=len(alarm.decisions(self.log.engine)), stable_windows=len(found))
         say(f"watch: {len(found)} stable windows, {int(found['odd'].sum())} odd, {self.alarms()} alarms")
 
     def drift(self) -> int:
@@ -81,7 +82,7 @@ class Rehearsal:
             with self.timed("dark traffic"):
                 self.send("dark", self.data.live, self.rows, f"dark-{number}")
             self.watch()
-            decided = [one for one in alarm.decisions(self.engine) if one.created_at >= self.moments.drift]
+            decided = [one for one in alarm.decisions(self.log.engine) if one.created_at >= self.moments.drift]
             if decided:
                 self.moments.alarm = decided[-1].created_at
                 evidence = str(decided[-1].evidence.get("sentence", ""))
@@ -92,7 +93,7 @@ class Rehearsal:
                     self.send("dark", self.data.live, self.rows, f"dark-{number}")
                 self.watch()
                 return int(decided[-1].decision)
-        early = [one.sentence for one in alarm.decisions(self.engine)]
+        early = [one.sentence for one in alarm.decisions(self.log.engine)]
         why = f"a false alarm had come before ({early[0]}) and keeps others away" if early else "see the dashboard"
         raise FedloopError(f"no alarm came within 8 dark windows: {why}")
 
@@ -126,19 +127,18 @@ class Rehearsal:
         """Act 5: the oracle, the table, the picture."""
         settings = self.settings
         with self.timed("oracle"):
-            log = TrafficLog.open(settings.database_url, settings.images)
-            answers = log.between(0, log.last_seq() + 1)
+            answers = self.log.between(0, self.log.last_seq() + 1)
             asked = answers["request_id"].map(self.truth)
             answers = answers.assign(phase=asked.str[0], truth=asked.str[1])
             answered = {request for tally in self.tallies for request in tally.answered}
             failed = sum(len(tally.failed) for tally in self.tallies)
             self.summary.put(
-                "requests", answered=len(answered), failed=failed, unlogged=len(log.missing_requests(answered))
+                "requests", answered=len(answered), failed=failed, unlogged=len(self.log.missing_requests(answered))
             )
             figures(settings, self.summary, answers)
         out = settings.out / self.task.name
         oracle = self.summary.values["accuracy"]["oracle_during_retrained"]
-        windows = alarm.windows(self.engine)
+        windows = alarm.windows(self.log.engine)
         image = picture(answers, windows, self.moments, self.task, oracle, out / "recovery.png")
         self.summary.put("memory", peak_mb=round(peak_mb))
         self.summary.put("seconds", total=time.monotonic() - self.started)
@@ -182,9 +182,10 @@ class Rehearsal:
 
     # -- watching ---------------------------------------------------------------------------------------------
 
-    @property
-    def engine(self):  # type: ignore[no-untyped-def]
-        return TrafficLog.open(self.settings.database_url, self.settings.images).engine
+    @cached_property
+    def log(self) -> TrafficLog:
+        """Opened once: it is asked five times a second while a retraining runs."""
+        return TrafficLog.open(self.settings.database_url, self.settings.images)
 
     def watch(self) -> None:
         from flows.monitor import monitor
@@ -193,7 +194,7 @@ class Rehearsal:
             monitor(task=self.settings.task_name)
 
     def alarms(self) -> int:
-        return len(alarm.decisions(self.engine))
+        return len(alarm.decisions(self.log.engine))
 
     def champion(self) -> int:
         found = registry.by_alias(self.settings, "champion")
@@ -213,7 +214,7 @@ class Rehearsal:
         deadline = time.monotonic() + PATIENCE_S
         with narrate(self.settings.home / "logs" / "flows.log"):
             while True:
-                row = next(d for d in alarm.decisions(self.engine) if d.decision == decision)
+                row = next(d for d in alarm.decisions(self.log.engine) if d.decision == decision)
                 if row.state == "running" and not self.moments.retrain:
                     self.moments.retrain = row.updated_at
                     say("retrain: Prefect has started the retraining by itself")
