@@ -18,11 +18,11 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from models.artifact import read as read_weights
+from models.draws import draw_seed
 from models.errors import BadInput, Missing
 from pipelines import registry
 from pipelines.federated.cohort import Cohort
 from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.local_work import draw_seed
 from pipelines.federated.stages import clip_by_norm
 from pipelines.federated.store import digest, write_atomically
 from pipelines.federated.strategy import Strategy, adam, sgd

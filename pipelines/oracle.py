@@ -8,11 +8,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from models.draws import draw_seed
 from models.images import Images
 from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.local_work import LabelledRows, batches, draw_seed, train_one
+from pipelines.federated.local_work import LabelledRows, batches, train_one
 from pipelines.federated.store import SiteStore, stack_images
 from pipelines.federated.training import TrainingPlan
 from pipelines.summarize import Snapshots

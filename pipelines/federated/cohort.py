@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.federated.local_work import draw_seed
+from models.draws import draw_seed
 
 
 @dataclass(frozen=True)

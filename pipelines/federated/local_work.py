@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,11 +47,6 @@ class Batch:
     x: torch.Tensor
     y: torch.Tensor
     w: torch.Tensor
-
-
-def draw_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on every part and on nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def batches(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment | None) -> list[Batch]:

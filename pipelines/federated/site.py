@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
+from models.draws import draw_seed
 from models.embedding import nearest_centroid, unit_length
 from models.errors import BadInput, FedloopError
 from models.images import Images, to_tensor
@@ -24,7 +25,7 @@ from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated import jobs
 from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Parameters
-from pipelines.federated.local_work import Batch, LabelledRows, batches, draw_seed, train_one
+from pipelines.federated.local_work import Batch, LabelledRows, batches, train_one
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
 from pipelines.federated.stages import on_site
 from pipelines.federated.store import SiteStore, stack_images

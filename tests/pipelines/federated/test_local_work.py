@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tiny_sites import CLASSES, LABELLING, initial, linear_model, make_engine, make_site, pictures
 from torch.nn.functional import cross_entropy
 
+from models.draws import draw_seed
 from models.images import to_tensor
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import Failure, LocalWork, Parameters, TrainAnswer, TrainJob
-from pipelines.federated.local_work import Batch, LabelledRows, batches, draw_seed, train_one, train_stacked
+from pipelines.federated.local_work import Batch, LabelledRows, batches, train_one, train_stacked
 from pipelines.federated.stages import clip_by_norm
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import TrainingPlan, train

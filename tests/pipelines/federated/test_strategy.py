@@ -10,8 +10,8 @@ import torch
 from tiny_sites import LABELLING, initial, make_engine
 from torch.nn.functional import cross_entropy
 
+from models.draws import draw_seed
 from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.local_work import draw_seed
 from pipelines.federated.stages import clip_by_norm
 from pipelines.federated.strategy import Strategy, adam, sgd
 from pipelines.federated.training import TrainingPlan, train
