@@ -1,0 +1,101 @@
+"""Every kernel that can run a model does exactly the local work that the plain loop over torch.optim.SGD does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import MODELS, build, draw_steps, furthest, reference, works
+
+from pipelines.federated.kernels.kernel import Kernel
+from pipelines.federated.kernels.plain import plain
+from pipelines.federated.work import LocalWork
+
+KERNELS = {
+    "plain": plain,
+    "plain-channels-last": lambda model, layout: plain(model, layout, channels_last=True),
+}
+ABLE = [(model, kernel) for model in MODELS for kernel in KERNELS]
+_BUILT: dict[tuple[str, str], Kernel] = {}
+
+
+def kernel_of(model: str, name: str) -> Kernel:
+    """Kept between examples, as a run keeps it between rounds: a buffer that is not reset shows."""
+    if (model, name) not in _BUILT:
+        _BUILT[model, name] = KERNELS[name](*build(model))
+    return _BUILT[model, name]
+
+
+@pytest.mark.parametrize(("name", "kernel"), ABLE)
+@given(
+    seed=st.integers(0, 2**32),
+    work=works,
+    own_starts=st.booleans(),
+    corrected=st.booleans(),
+    anchored=st.booleans(),
+    ragged=st.booleans(),
+    bytes_=st.booleans(),
+    sites=st.integers(1, 4),
+)
+@settings(max_examples=20, deadline=None)
+def test_local_work_is_torch_sgds_in_double_precision(
+    name: str,
+    kernel: str,
+    seed: int,
+    work: LocalWork,
+    own_starts: bool,
+    corrected: bool,
+    anchored: bool,
+    ragged: bool,
+    bytes_: bool,
+    sites: int,
+) -> None:
+    model, layout = build(name)
+    steps = draw_steps(name, seed, sites=sites, ragged=ragged, bytes_=bytes_)
+    generator = torch.Generator().manual_seed(seed)
+    start = layout.flatten(dict(model.named_parameters()))
+    if own_starts:
+        start = start + 0.1 * torch.randn(sites, layout.size, generator=generator)
+    correction = 0.1 * torch.randn(sites, layout.size, generator=generator) if corrected else None
+    anchor = 0.3 * torch.randn(layout.size, generator=generator) if anchored else None
+    before = start.clone()
+    deltas, losses = kernel_of(name, kernel)(start, steps, work, correction=correction, anchor=anchor)
+    expected, expected_losses = reference(model, layout, start, steps, work, correction, anchor)
+    assert deltas.shape == (sites, layout.size)
+    assert furthest(deltas, expected) < 1e-5
+    assert furthest(losses, expected_losses) < 1e-5
+    assert torch.equal(start, before)
+
+
+@pytest.mark.parametrize(("name", "kernel"), ABLE)
+def test_the_same_chunk_gives_the_same_bits_and_another_chunking_nearly(name: str, kernel: str) -> None:
+    model, layout = build(name)
+    run = kernel_of(name, kernel)
+    start = layout.flatten(dict(model.named_parameters()))
+    steps, work = draw_steps(name, 3, sites=5), LocalWork(momentum=0.5, clip_norm=0.5)
+    once = [part.clone() for part in run(start, steps, work)]
+    again = run(start, steps, work, measure_loss=False)
+    assert torch.equal(once[0], again[0])
+    assert not again[1].any()
+    for site in range(5):
+        alone = replace(
+            steps,
+            index=steps.index[site : site + 1],
+            weight=steps.weight[site : site + 1],
+            steps=steps.steps[site : site + 1],
+            examples=steps.examples[site : site + 1],
+        )
+        delta, loss = run(start, alone, work)
+        assert furthest(delta[0], once[0][site]) < 1e-6
+        assert furthest(loss[0], once[1][site]) < 1e-6
+
+
+@pytest.mark.parametrize(("name", "kernel"), ABLE)
+def test_the_callers_model_is_left_alone(name: str, kernel: str) -> None:
+    model, layout = build(name)
+    before = layout.flatten(dict(model.named_parameters()))
+    KERNELS[kernel](model, layout)(before, draw_steps(name, 0), LocalWork())
+    assert torch.equal(layout.flatten(dict(model.named_parameters())), before)
