@@ -10,7 +10,7 @@ import numpy as np
 from models.errors import BadInput
 from models.quality import QUALITY_COLUMNS
 from models.task import Task
-from pipelines.federated.engines.local import Engine
+from pipelines.federated.engines.engine import Engine
 from pipelines.federated.jobs import (
     DescribeAnswer,
     DescribeJob,

@@ -16,8 +16,8 @@ from monitoring.traffic import TrafficLog
 from pipelines import registry
 from pipelines.challenger import label_history
 from pipelines.federated.jobs import Parameters
+from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.store import stack_images
-from pipelines.federated.training import TrainingPlan
 from pipelines.gather import frozen, site_stores
 from pipelines.loop import initial_weights, strategy_of
 from pipelines.oracle import train_oracle

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.federated.engines.local import Engine
+from pipelines.federated.engines.engine import Engine
 from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, Parameters, SpreadAnswer, SpreadJob
 from pipelines.federated.store import digest
 from pipelines.settings import LabelSettings

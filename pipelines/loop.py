@@ -21,12 +21,16 @@ from models.artifact import read as read_weights
 from models.draws import draw_seed
 from models.errors import BadInput, Missing
 from pipelines import registry
+from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import Cohort
-from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.stages import clip_by_norm
+from pipelines.federated.jobs import Parameters
+from pipelines.federated.plan import TrainingPlan, TrainingState
+from pipelines.federated.server_optimizers import Adam, Sgd
+from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import digest, write_atomically
-from pipelines.federated.strategy import Strategy, adam, sgd
-from pipelines.federated.training import TrainingPlan, TrainingState, latest, train
+from pipelines.federated.strategy import Strategy
+from pipelines.federated.training import train
+from pipelines.federated.work import LocalWork
 from pipelines.gather import Material, embedded_engine
 from pipelines.label import Labelling, label
 from pipelines.settings import Settings
@@ -101,8 +105,8 @@ def strategy_of(settings: Settings) -> Strategy:
     t = settings.training
     return Strategy(
         work=LocalWork(t.epochs, t.batch_size, t.learning_rate, t.momentum, t.weight_decay),
-        stages=(clip_by_norm(t.clip_norm),) if t.clip_norm else (),
-        server=sgd(t.server_learning_rate) if t.server == "sgd" else adam(t.server_learning_rate),
+        stages=(ClipByNorm(t.clip_norm),) if t.clip_norm else (),
+        server=Sgd(t.server_learning_rate) if t.server == "sgd" else Adam(t.server_learning_rate),
     )
 
 

@@ -12,10 +12,13 @@ from models.draws import draw_seed
 from models.images import Images
 from models.sensor import fit_sensor
 from models.task import Task
-from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.local_work import LabelledRows, batches, train_one
+from pipelines.federated.jobs import Parameters
+from pipelines.federated.kernels.plain import plain
+from pipelines.federated.layout import Layout
+from pipelines.federated.local_work import LabelledRows, site_steps
+from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.store import SiteStore, stack_images
-from pipelines.federated.training import TrainingPlan
+from pipelines.federated.work import LocalWork
 from pipelines.summarize import Snapshots
 
 
@@ -35,14 +38,15 @@ def train_oracle(
         torch.arange(len(labels)) < len(first[1]),
         fit_sensor(first[0], second[0], plan.seed),
     )
-    model, parameters = task.build_model(), start
+    layout = Layout.of(start)
+    kernel, weights = plain(task.build_model(), layout), layout.flatten(start)
     for number in range(1, plan.rounds + 1):
         # Twice the sites' batch: one central model sees all sites' rows, so its steps may be larger and fewer.
         work = LocalWork(**(vars(plan.work(number)) | {"batch_size": 2 * plan.strategy.work.batch_size}))
-        steps = batches(rows, work, draw_seed("oracle", plan.seed, number), task.augment)
-        delta, _ = train_one(model, parameters, steps, work)
-        parameters = {name: tensor + delta[name] for name, tensor in parameters.items()}
-    return parameters
+        steps = site_steps(rows, work, draw_seed("oracle", plan.seed, number), task.augment)
+        deltas, _ = kernel(weights, steps, work)
+        weights = weights + deltas[0]
+    return layout.unflatten(weights)
 
 
 def _pooled(task: Task, stores: dict[str, SiteStore], snapshots: Snapshots) -> tuple[Images, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from models.errors import BadInput
-from pipelines.federated.engines.local import Engine
+from pipelines.federated.engines.engine import Engine
 from pipelines.federated.jobs import (
     MINIMUM_ROWS,
     Answer,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from models.task import find_task
-from pipelines.federated.training import latest
+from pipelines.federated.checkpoints import latest
 from pipelines.settings import Settings
 
 ROOT = Path(__file__).parents[1]

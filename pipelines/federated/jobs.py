@@ -7,12 +7,15 @@ many rows the site holds. A test lists the answer types and fails when a new one
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from pipelines.federated.rules import PLAIN, LocalRule
+from pipelines.federated.stages import Stage
+from pipelines.federated.work import LocalWork
 
 Parameters = dict[str, torch.Tensor]
 """A model's weights or an update of them, by name, float32."""
@@ -22,27 +25,6 @@ Counts = NDArray[np.int64]
 
 MINIMUM_ROWS = 2
 """Rows that a sum of embeddings is made of at least: the mean of one row is that row, and with it its image."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A pair of functions: on_site changes a site's update before it leaves, on_server the reduced update."""
-
-    name: str
-    on_site: Callable[[Parameters], Parameters]
-    on_server: Callable[[Parameters], Parameters]
-
-
-@dataclass(frozen=True)
-class LocalWork:
-    """What a site does with a model in one round: plain SGD over its labelled rows."""
-
-    epochs: int = 1
-    batch_size: int = 20
-    learning_rate: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------
@@ -56,8 +38,12 @@ class TrainJob:
     snapshots: tuple[str, ...]
     parameters: Parameters
     work: LocalWork
+    rule: LocalRule = PLAIN
     stages: tuple[Stage, ...] = ()
     fresh: tuple[str, ...] = ()  # snapshots whose exposure the older rows are to be trained under
+    run: str = ""  # names what a site keeps between the rounds of one run
+    abandoned: tuple[int, ...] = ()  # earlier rounds that had no effect: nor is to have what sites kept of them
+    shared: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # what the rule's server half sends along
 
 
 @dataclass(frozen=True)
@@ -151,8 +137,9 @@ Job = TrainJob | EvaluateJob | DescribeJob | ClusterJob | AssignJob | AnnotateJo
 
 @dataclass(frozen=True)
 class TrainAnswer:
-    delta: Parameters
+    update: torch.Tensor  # float32 [>= size]: end minus start of the local work, flat, and what the rule adds to it
     examples: float  # sum of the rows' weights
+    weight: float  # in the mean: the examples, or 1 under a rule that counts sites
     loss: float  # mean over the local steps
 
 

@@ -1,7 +1,6 @@
-"""A site's local work: the batches it draws and the SGD it runs, one site at a time or many stacked.
+"""A site's part in a round: the batches it draws, the SGD of a kernel, the rule and the stages around it.
 
-`train_one` is the reference; `train_stacked` does the same arithmetic for many sites in one batched step
-(torch.func.vmap over the stacked weights), and a test holds the two together.
+The same `local_updates` serves one hospital, several stepped together, and a chunk of simulated phones.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.functional import cross_entropy
 
 from models.images import Images, to_tensor
 from models.sensor import Sensor
-from pipelines.federated.jobs import LocalWork, Parameters
+from pipelines.federated.kernels.kernel import Kernel
+from pipelines.federated.rules import LocalRule, Seats
+from pipelines.federated.stages import Stage, on_site
+from pipelines.federated.steps import Steps
+from pipelines.federated.work import LocalWork
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -40,98 +40,84 @@ class LabelledRows:
         return len(self.labels)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """x: float [b, c, h, w]; y: int64 [b]; w: float [b], 0 for padding."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    w: torch.Tensor
-
-
-def batches(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment | None) -> list[Batch]:
-    """The site's batches of one round, the last of each epoch padded with weight 0 to full size."""
+def site_steps(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment | None) -> Steps:
+    """One site's batches of a round, each epoch augmented anew; the last batch of an epoch is padded with weight 0."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
-    x_all = to_tensor(rows.images)
-    out = []
+    x_all, n = to_tensor(rows.images), len(rows)
+    epochs, labels, weights = [], [], []
     for _ in range(work.epochs):
-        order = torch.from_numpy(rng.permutation(len(rows)))
+        order = torch.from_numpy(rng.permutation(n))
         x_epoch = x_all[order]
         if augment is not None:
             x_epoch = augment(x_epoch, generator)
         if rows.sensor is not None and rows.old is not None:
-            seen_anew = rows.old[order] & (torch.rand(len(rows), generator=generator) < 0.5)
+            seen_anew = rows.old[order] & (torch.rand(n, generator=generator) < 0.5)
             x_epoch = torch.where(seen_anew.view(-1, 1, 1, 1), rows.sensor(x_epoch, generator), x_epoch)
-        for start in range(0, len(rows), work.batch_size):
-            part = slice(start, start + work.batch_size)
-            x, y, w = x_epoch[part], rows.labels[order][part], rows.weights[order][part]
-            short = work.batch_size - len(y)
-            if short:
-                x = torch.cat([x, x.new_zeros((short, *x.shape[1:]))])
-                y = torch.cat([y, y.new_zeros(short)])
-                w = torch.cat([w, w.new_zeros(short)])
-            out.append(Batch(x, y, w))
-    return out
+        epochs.append(x_epoch)
+        labels.append(rows.labels[order])
+        weights.append(rows.weights[order])
+    batch = work.batch_size or max(n, 1)
+    per_epoch = -(-n // batch)
+    place = torch.arange(per_epoch * batch).view(per_epoch, batch)
+    padding = place >= n
+    first_row = torch.arange(work.epochs).view(-1, 1, 1) * n
+    index = torch.where(padding, 0, place + first_row).view(1, -1, batch)
+    y, w = torch.cat(labels), torch.cat(weights)
+    weight = torch.where(padding.repeat(work.epochs, 1)[None], 0.0, w[index]) if n else w.new_zeros(index.shape)
+    steps = np.array([work.epochs * per_epoch], dtype=np.int64)
+    return Steps(torch.cat(epochs), y, index, weight, steps, np.array([float(rows.weights.sum())]))
 
 
-Loss = Callable[[Parameters, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+def join(parts: Sequence[Steps]) -> Steps:
+    """The steps of several sites as those of one chunk. All have the same batch size and weights."""
+    longest = max(part.index.shape[1] for part in parts)
+    indices, weights, before = [], [], 0
+    for part in parts:
+        assert part.weight is not None, "site_steps gives weights"
+        missing = longest - part.index.shape[1]
+        indices.append(torch.nn.functional.pad(part.index + before, (0, 0, 0, missing)))
+        weights.append(torch.nn.functional.pad(part.weight, (0, 0, 0, missing)))
+        before += len(part.y)
+    return Steps(
+        torch.cat([part.x for part in parts]),
+        torch.cat([part.y for part in parts]),
+        torch.cat(indices),
+        torch.cat(weights),
+        np.concatenate([part.steps for part in parts]),
+        np.concatenate([part.examples for part in parts]),
+    )
 
 
-def _loss_function(model: nn.Module) -> Loss:
-    def loss(parameters: Parameters, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        outputs = functional_call(model, parameters, (x,))
-        losses = cross_entropy(outputs, y, reduction="none")
-        return (losses * w).sum() / w.sum().clamp_min(1e-12)
+def local_updates(
+    kernel: Kernel,
+    steps: Steps,
+    start: torch.Tensor,
+    shared: torch.Tensor,
+    work: LocalWork,
+    rule: LocalRule,
+    stages: Sequence[Stage],
+    seats: Seats,
+    measure_loss: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each site of a chunk sends [sites, >= size], and its loss [sites]; valid until the kernel's next call.
 
-    return loss
+    start: [size], the server's weights; shared: what the rule's server half sends along. `seats.memory` is replaced
+    by what the sites keep.
+    """
 
+    def train(
+        start: torch.Tensor,
+        correction: torch.Tensor | None = None,
+        anchor: torch.Tensor | None = None,
+        proximal: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        own = work if proximal is None else work.with_proximal(proximal)
+        return kernel(start, steps, own, correction=correction, anchor=anchor, measure_loss=measure_loss)
 
-def train_one(model: nn.Module, start: Parameters, steps: Sequence[Batch], work: LocalWork) -> tuple[Parameters, float]:
-    """One site's update (end minus start) and mean loss: momentum SGD as torch.optim.SGD defines it."""
-    step = grad_and_value(_loss_function(model))
-    parameters = {name: tensor.clone() for name, tensor in start.items()}
-    velocity = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
-    losses = []
-    for batch in steps:
-        gradient, value = step(parameters, batch.x, batch.y, batch.w)
-        if work.clip_norm > 0:
-            norm = torch.sqrt(sum((g.square().sum() for g in gradient.values()), torch.zeros(())))
-            scale = (work.clip_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
-            gradient = {name: g * scale for name, g in gradient.items()}
-        for name, tensor in parameters.items():
-            velocity[name].mul_(work.momentum).add_(gradient[name] + work.weight_decay * tensor)
-            tensor.sub_(velocity[name], alpha=work.learning_rate)
-        losses.append(float(value))
-    delta = {name: parameters[name] - start[name] for name in start}
-    return delta, float(np.mean(losses)) if losses else 0.0
-
-
-def train_stacked(
-    model: nn.Module, start: Parameters, steps: Sequence[Sequence[Batch]], work: LocalWork
-) -> list[tuple[Parameters, float]]:
-    """`train_one` for many sites at once; a site that has run out of batches stands still."""
-    sites = len(steps)
-    step = vmap(grad_and_value(_loss_function(model)))
-    parameters = {name: tensor.expand(sites, *tensor.shape).clone() for name, tensor in start.items()}
-    velocity = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
-    losses = torch.zeros(sites)
-    for index in range(max((len(own) for own in steps), default=0)):
-        active = torch.tensor([float(index < len(own)) for own in steps])
-        current = [own[min(index, len(own) - 1)] for own in steps]
-        x, y, w = (torch.stack([getattr(b, part) for b in current]) for part in ("x", "y", "w"))
-        gradient, value = step(parameters, x, y, w)
-        if work.clip_norm > 0:
-            norm = torch.sqrt(sum((g.flatten(1).square().sum(1) for g in gradient.values()), torch.zeros(sites)))
-            scale = (work.clip_norm / norm.clamp_min(1e-12)).clamp_max(1.0)
-            gradient = {name: g * scale.view(-1, *[1] * (g.dim() - 1)) for name, g in gradient.items()}
-        for name, tensor in parameters.items():
-            moving = active.view(-1, *[1] * (tensor.dim() - 1))
-            velocity[name].mul_(work.momentum).add_(gradient[name] + work.weight_decay * tensor)
-            tensor.sub_(velocity[name] * moving, alpha=work.learning_rate)
-        losses += value * active
-    counts = torch.tensor([max(len(own), 1) for own in steps])
-    means = losses / counts
-    return [
-        ({name: parameters[name][site] - start[name] for name in start}, float(means[site])) for site in range(sites)
-    ]
+    sent, losses = rule.local(train, start, shared, seats, steps.steps, work)
+    if not stages:
+        return sent, losses
+    size = seats.layout.size
+    update = on_site(stages, sent[:, :size], seats)
+    return (update if sent.shape[1] == size else torch.cat([update, sent[:, size:]], dim=1)), losses

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from models.draws import draw_seed
+from models.draws import draw_seed, seeds_of
 from models.embedding import nearest_centroid, unit_length
 from models.errors import BadInput, FedloopError
 from models.images import Images, to_tensor
@@ -25,9 +25,12 @@ from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated import jobs
 from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Parameters
-from pipelines.federated.local_work import Batch, LabelledRows, batches, train_one
+from pipelines.federated.kernels.plain import plain
+from pipelines.federated.layout import Layout
+from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
+from pipelines.federated.rules import Seats
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
-from pipelines.federated.stages import on_site
+from pipelines.federated.steps import Steps
 from pipelines.federated.store import SiteStore, stack_images
 
 DISTANCE_RANGE = 3.0
@@ -146,16 +149,35 @@ class Site:
 
     # -- training ---------------------------------------------------------------------------------------------
 
-    def draw_batches(self, job: jobs.TrainJob) -> tuple[list[Batch], float]:
-        """The batches of one round and the sum of the rows' weights; depends on the seed, the round and the site."""
+    def draw_steps(self, job: jobs.TrainJob) -> Steps:
+        """The batches of one round; they depend on the seed, the round and the site alone."""
         rows = self._training(job.labellings, job.snapshots, job.fresh)
-        seed = draw_seed(job.seed, job.round, self.name)
-        return batches(rows, job.work, seed, self.task.augment), float(rows.weights.sum())
+        return site_steps(rows, job.work, draw_seed(job.seed, job.round, self.name), self.task.augment)
+
+    def seat(self, job: jobs.TrainJob, layout: Layout) -> Seats:
+        """The site as rules and stages see it, with what it kept from the run's earlier rounds."""
+        names = {*job.rule.memory, *(name for stage in job.stages for name in stage.memory)}
+        kept = self.store.recall(job.run, job.round, job.abandoned) if names else {}
+        seeds = seeds_of(draw_seed("stages", job.seed, job.round, self.name), np.zeros(1, dtype=np.int64))
+        return Seats(layout, seeds, {name: kept.get(name, torch.zeros(1, layout.size)) for name in sorted(names)})
 
     def train(self, job: jobs.TrainJob) -> jobs.TrainAnswer:
-        steps, examples = self.draw_batches(job)
-        delta, loss = train_one(self.task.build_model(), job.parameters, steps, job.work)
-        return jobs.TrainAnswer(on_site(job.stages, delta), examples, loss)
+        layout = Layout.of(job.parameters)
+        kernel, steps, seats = plain(self.task.build_model(), layout), self.draw_steps(job), self.seat(job, layout)
+        start = layout.flatten(job.parameters)
+        sent, losses = local_updates(kernel, steps, start, job.shared, job.work, job.rule, job.stages, seats)
+        return self.report(job, steps, sent, losses, seats)
+
+    def report(
+        self, job: jobs.TrainJob, steps: Steps, sent: torch.Tensor, losses: torch.Tensor, seats: Seats
+    ) -> jobs.TrainAnswer:
+        """The answer to a training job whose work is done; only now the site keeps what the work left it."""
+        if seats.memory:
+            self.store.remember(job.run, job.round, seats.memory)
+        weight = 1.0 if job.rule.uniform else float(steps.examples[0])
+        return jobs.TrainAnswer(
+            sent[0].clone(), float(steps.examples[0]), weight if steps.examples[0] > 0 else 0.0, float(losses[0])
+        )
 
     # -- evaluation -------------------------------------------------------------------------------------------
 

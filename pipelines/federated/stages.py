@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from pipelines.federated.jobs import Parameters, Stage
+from pipelines.federated.layout import Layout
+from pipelines.federated.rules import Seats
 
 
-def clip_by_norm(bound: float) -> Stage:
+class Stage(Protocol):
+    """memory: names of vectors [sites, size] that a site keeps for it between rounds, zeros at first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory(self) -> tuple[str, ...]: ...
+
+    def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
+        """Before the updates [sites, size] leave their sites."""
+        ...
+
+    def on_server(self, update: torch.Tensor) -> torch.Tensor:
+        """After they were reduced to one [size]."""
+        ...
+
+    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
+        """What one site's update takes on the wire after this stage, of `size_bytes` before it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClipByNorm:
     """Scale a site's whole update down to the L2 norm `bound` where it is longer."""
 
-    def clip(update: Parameters) -> Parameters:
-        norm = torch.cat([tensor.double().flatten() for tensor in update.values()]).norm()
-        scale = float((bound / norm.clamp_min(1e-12)).clamp_max(1.0))
-        return {name: tensor * scale for name, tensor in update.items()}
+    bound: float
+    memory: tuple[str, ...] = ()
 
-    return Stage(f"clip({bound:g})", clip, lambda update: update)
+    @property
+    def name(self) -> str:
+        return f"clip({self.bound:g})"
+
+    def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
+        norms = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)
+        scale = (self.bound / norms.clamp_min(1e-12)).clamp_max(1.0)
+        return updates * scale.to(updates.dtype)[:, None]
+
+    def on_server(self, update: torch.Tensor) -> torch.Tensor:
+        return update
+
+    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
+        return size_bytes
 
 
-def on_site(stages: Sequence[Stage], update: Parameters) -> Parameters:
+def on_site(stages: Sequence[Stage], updates: torch.Tensor, seats: Seats) -> torch.Tensor:
     for stage in stages:
-        update = stage.on_site(update)
-    return update
+        updates = stage.on_site(updates, seats)
+    return updates
 
 
-def on_server(stages: Sequence[Stage], update: Parameters) -> Parameters:
+def on_server(stages: Sequence[Stage], update: torch.Tensor) -> torch.Tensor:
     for stage in reversed(stages):
         update = stage.on_server(update)
     return update

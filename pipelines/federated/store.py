@@ -8,13 +8,14 @@ Layout under `<folder>/sites/<site>/`:
                                         And the annotations: every label ever paid for; a row is paid for once
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
+    memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import sqlalchemy as sa
+import torch
+from safetensors.torch import load_file, save
 
 from models.errors import BadInput, FedloopError, Missing
 from models.images import ImageInput, Images, decode_png
@@ -58,6 +61,10 @@ class Manifest:
     schema: dict[str, str]
     sha256: str
     parent: str | None
+
+
+MEMORIES_KEPT = 12
+"""Rounds of which a site keeps its memory: a server goes back some checkpoints at most."""
 
 
 class SiteStore:
@@ -191,6 +198,22 @@ class SiteStore:
         if not self.has_labels(labelling):
             raise Missing(f"site {self.site} has no labelling {labelling}; run the labelling step first")
         return pd.read_parquet(self.root / "labels" / f"{labelling}.parquet")
+
+    # -- memory -----------------------------------------------------------------------------------------------
+
+    def remember(self, run: str, round_number: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep a rule's or stage's vectors after a round. Older rounds stay for a server that resumes from them."""
+        folder = self.root / "memory" / run
+        write_atomically(folder / f"{round_number:06d}.safetensors", save(dict(tensors)))
+        for old in sorted(folder.glob("*.safetensors"))[:-MEMORIES_KEPT]:
+            old.unlink()
+
+    def recall(self, run: str, before: int, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
+        """What was kept last before a round, rounds `without` left out: a round done again starts as it did."""
+        paths = sorted((self.root / "memory" / run).glob("*.safetensors"), reverse=True)
+        earlier = (path for path in paths if int(path.stem) < before and int(path.stem) not in without)
+        newest = next(earlier, None)
+        return {} if newest is None else load_file(newest)
 
     # -- references -------------------------------------------------------------------------------------------
 

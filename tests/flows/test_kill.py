@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.federated.training import latest
+from pipelines.federated.checkpoints import latest
 
 QUICK = {
     "FEDLOOP_TRAINING__ROUNDS": "12",

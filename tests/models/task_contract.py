@@ -67,8 +67,8 @@ def auc_after_central_training(task: Task, data: TaskData, epochs: int, learning
     from sklearn.metrics import roc_auc_score
     from torch.func import functional_call
 
-    from pipelines.federated.jobs import LocalWork
     from pipelines.federated.local_work import LabelledRows, batches, train_one
+    from pipelines.federated.work import LocalWork
 
     images = np.stack([np.asarray(image) for image in data.development.images])
     labels = torch.tensor(data.development.labels)

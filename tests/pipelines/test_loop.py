@@ -15,8 +15,8 @@ from live_service import settings_in
 from models.errors import BadInput, Missing
 from pipelines import challenger, gather, loop, registry, release
 from pipelines.evaluate import Evaluation
+from pipelines.federated.checkpoints import latest
 from pipelines.federated.store import stack_images
-from pipelines.federated.training import latest
 from pipelines.gather import Material, site_stores
 from pipelines.loop import Labelled, Trained
 from pipelines.settings import Settings

@@ -19,7 +19,7 @@ from models.embedding import normalised_pixels
 from models.images import to_tensor
 from pipelines.federated import jobs
 from pipelines.federated.site import Site
-from pipelines.federated.stages import clip_by_norm
+from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
 
 # Every type that leaves a site. A new one belongs here only after somebody has asked what it tells about one row.
@@ -70,7 +70,7 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
     edges = {"brightness": (0.2, 0.4, 0.6), "noise": (0.1, 0.2, 0.3)}
     near, quota = np.full(clusters, 2.0), np.full(clusters, 2, dtype=np.int64)
     return [
-        jobs.TrainJob(1, 0, (LABELLING,), train, initial(), jobs.LocalWork(epochs=2), (clip_by_norm(1.0),)),
+        jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), (ClipByNorm(1.0),)),
         jobs.EvaluateJob(evaluation, (initial(), initial(1)), edges, 50, 0),
         jobs.DescribeJob(train, "train"),
         jobs.ClusterJob(train, clusters, 0),
@@ -198,5 +198,5 @@ def test_a_failure_tells_its_kind_and_not_the_rows_it_stumbled_over(tmp_path: Pa
 
 def test_a_failure_that_is_our_own_sentence_is_told_whole(tmp_path: Path) -> None:
     site, train, _ = make_site(tmp_path, "site-1", 4)
-    answer = site.answer(jobs.TrainJob(1, 0, ("nowhere",), train, initial(), jobs.LocalWork()))
+    answer = site.answer(jobs.TrainJob(1, 0, ("nowhere",), train, initial(), LocalWork()))
     assert answer == jobs.Failure("site-1: site site-1 has no labelling nowhere; run the labelling step first")

@@ -15,11 +15,13 @@ from torch.nn.functional import cross_entropy
 from models.draws import draw_seed
 from models.images import to_tensor
 from pipelines.federated.engines.local import LocalEngine
-from pipelines.federated.jobs import Failure, LocalWork, Parameters, TrainAnswer, TrainJob
+from pipelines.federated.jobs import Failure, Parameters, TrainAnswer, TrainJob
 from pipelines.federated.local_work import Batch, LabelledRows, batches, train_one, train_stacked
-from pipelines.federated.stages import clip_by_norm
+from pipelines.federated.plan import TrainingPlan
+from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
-from pipelines.federated.training import TrainingPlan, train
+from pipelines.federated.training import train
+from pipelines.federated.work import LocalWork
 
 WORKS = {
     "plain": LocalWork(epochs=2, batch_size=4),
@@ -146,7 +148,7 @@ def test_a_stacked_engine_trains_the_same_model_as_a_plain_one(tmp_path: Path) -
     work = LocalWork(epochs=2, batch_size=6, momentum=0.9, weight_decay=1e-3)
     for stacked in (True, False):
         engine, snapshots = make_engine(tmp_path / str(stacked), sizes, stacked)
-        plan = TrainingPlan((LABELLING,), snapshots, 6, 11, Strategy(work=work, stages=(clip_by_norm(0.8),)))
+        plan = TrainingPlan((LABELLING,), snapshots, 6, 11, Strategy(work=work, stages=(ClipByNorm(0.8),)))
         state = train(plan, initial(), engine, tmp_path / f"states-{stacked}")
         assert [record.reports for record in state.log] == [4] * 6
         results.append(state.parameters)

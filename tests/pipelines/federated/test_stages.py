@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.federated.jobs import Parameters, Stage
-from pipelines.federated.stages import clip_by_norm, on_server, on_site
+from pipelines.federated.jobs import Parameters
+from pipelines.federated.stages import ClipByNorm, Stage, on_server, on_site
 
-STAGES = {"clip": clip_by_norm(0.7)}
+STAGES = {"clip": ClipByNorm(0.7)}
 
 
 def update(seed: int, scale: float) -> Parameters:
@@ -39,7 +39,7 @@ def test_a_stage_keeps_names_shapes_and_types_and_its_input(stage: Stage, seed: 
 @settings(max_examples=50, deadline=None)
 def test_clipping_bounds_the_length_and_keeps_the_direction(seed: int, scale: float, bound: float) -> None:
     given_update = update(seed, scale)
-    clipped = clip_by_norm(bound).on_site(given_update)
+    clipped = ClipByNorm(bound).on_site(given_update)
     assert norm(clipped) <= bound * (1 + 1e-6)
     if norm(given_update) <= bound:
         assert all(torch.equal(clipped[name], given_update[name]) for name in clipped)
@@ -50,7 +50,7 @@ def test_clipping_bounds_the_length_and_keeps_the_direction(seed: int, scale: fl
 
 
 def test_an_update_of_nothing_stays_nothing() -> None:
-    clipped = clip_by_norm(1.0).on_site({"a": torch.zeros(3)})
+    clipped = ClipByNorm(1.0).on_site({"a": torch.zeros(3)})
     assert torch.equal(clipped["a"], torch.zeros(3))
 
 

@@ -11,10 +11,13 @@ from tiny_sites import LABELLING, initial, make_engine
 from torch.nn.functional import cross_entropy
 
 from models.draws import draw_seed
-from pipelines.federated.jobs import LocalWork, Parameters
-from pipelines.federated.stages import clip_by_norm
-from pipelines.federated.strategy import Strategy, adam, sgd
-from pipelines.federated.training import TrainingPlan, train
+from pipelines.federated.jobs import Parameters
+from pipelines.federated.plan import TrainingPlan
+from pipelines.federated.server_optimizers import Adam, Sgd
+from pipelines.federated.stages import ClipByNorm
+from pipelines.federated.strategy import Strategy
+from pipelines.federated.training import train
+from pipelines.federated.work import LocalWork
 from pipelines.ingest import read_image
 
 
@@ -63,7 +66,7 @@ def test_fedavg_is_the_papers_loop(tmp_path: Path, stacked: bool) -> None:
 
 
 def test_server_sgd_adds_the_scaled_update() -> None:
-    optimizer = sgd(0.5)
+    optimizer = Sgd(0.5)
     parameters, update = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.2, -4.0])}
     moved, moments = optimizer.step(parameters, update, optimizer.start(parameters))
     assert torch.allclose(moved["w"], torch.tensor([1.1, 0.0]))
@@ -73,7 +76,7 @@ def test_server_sgd_adds_the_scaled_update() -> None:
 
 def test_server_adam_is_the_papers_algorithm_two() -> None:
     rate, beta1, beta2, tau = 0.1, 0.9, 0.99, 1e-3
-    optimizer = adam(rate, beta1, beta2, tau)
+    optimizer = Adam(rate, beta1, beta2, tau)
     rng = np.random.default_rng(0)
     x = rng.normal(size=5)
     m, v = np.zeros(5), np.full(5, tau**2)
@@ -92,12 +95,12 @@ def test_strategies_that_differ_anywhere_describe_themselves_differently() -> No
     strategies = [
         Strategy(),
         Strategy(LocalWork(epochs=3)),
-        Strategy(stages=(clip_by_norm(1.0),)),
-        Strategy(stages=(clip_by_norm(2.0),)),
-        Strategy(server=sgd(0.5)),
-        Strategy(server=adam(0.5)),
-        Strategy(server=adam(0.5, beta1=0.5)),
-        Strategy(server=adam(0.5, adaptivity=0.1)),
+        Strategy(stages=(ClipByNorm(1.0),)),
+        Strategy(stages=(ClipByNorm(2.0),)),
+        Strategy(server=Sgd(0.5)),
+        Strategy(server=Adam(0.5)),
+        Strategy(server=Adam(0.5, beta1=0.5)),
+        Strategy(server=Adam(0.5, adaptivity=0.1)),
     ]
     described = [repr(strategy.describe()) for strategy in strategies]
     assert len(set(described)) == len(described)

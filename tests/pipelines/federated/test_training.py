@@ -18,10 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_sites import LABELLING, initial, make_engine
 
+from pipelines.federated.checkpoints import KEPT, checkpoint, latest
 from pipelines.federated.cohort import Cohort
-from pipelines.federated.jobs import Answer, Failure, Job, LocalWork, Parameters, TrainAnswer
-from pipelines.federated.strategy import Strategy, adam
-from pipelines.federated.training import KEPT, RoundRecord, TrainingPlan, TrainingState, checkpoint, latest, train
+from pipelines.federated.jobs import Answer, Failure, Job, Parameters, TrainAnswer
+from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
+from pipelines.federated.server_optimizers import Adam
+from pipelines.federated.strategy import Strategy
+from pipelines.federated.training import train
+from pipelines.federated.work import LocalWork
 
 ROUNDS = 20
 SIZES = {"a": 8, "b": 13, "c": 5}
@@ -40,7 +44,7 @@ train(plan_over(snapshots, {ROUNDS}), initial(), engine, Path(sys.argv[2]), lamb
 
 def plan_over(snapshots: Mapping[str, tuple[str, ...]], rounds: int) -> TrainingPlan:
     work = LocalWork(epochs=1, batch_size=5, learning_rate=0.1, momentum=0.9)
-    return TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(work, server=adam(0.05)), Cohort(goal=2))
+    return TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(work, server=Adam(0.05)), Cohort(goal=2))
 
 
 def sites_in(root: Path):  # type: ignore[no-untyped-def]
@@ -195,7 +199,7 @@ def test_an_empty_or_missing_folder_has_no_latest_state(tmp_path: Path) -> None:
 
 def test_checkpoints_are_bounded_in_number_and_hold_the_whole_state(tmp_path: Path) -> None:
     parameters: Parameters = {"w": torch.randn(3, 2), "b": torch.randn(())}
-    moments = adam().start(parameters)
+    moments = Adam().start(parameters)
     for number in range(1, 12):
         log = tuple(RoundRecord(i, 3, 2, 40.0, 0.1, "too few" if i % 2 else None) for i in range(number))
         state = TrainingState(number, parameters, moments, log)
@@ -242,7 +246,7 @@ def test_an_abandoned_round_leaves_everything_but_the_log_untouched(tmp_path: Pa
 
 def test_moments_survive_an_abandoned_round(tmp_path: Path) -> None:
     good, bad = {"a": says(1.0)}, {"a": Failure("a: no power")}
-    plans = [TrainingPlan(("l",), {"a": ("s",)}, n, 0, Strategy(server=adam(0.1))) for n in (1, 2)]
+    plans = [TrainingPlan(("l",), {"a": ("s",)}, n, 0, Strategy(server=Adam(0.1))) for n in (1, 2)]
     engine = Answers({1: good, 2: bad})
     before = train(plans[0], {"w": torch.zeros(2)}, engine, tmp_path)
     after = train(plans[1], {"w": torch.zeros(2)}, engine, tmp_path)

@@ -1,0 +1,49 @@
+"""Where each parameter lies in one flat vector. Updates are flat and stacked, [sites, size]; a lone site is a stack
+of one, so the same stage, rule and reducer serve a hospital and a chunk of 128 phones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a model's parameters, in the order in which they lie in the flat vector."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, torch.Tensor]) -> Layout:
+        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()))
+
+    @classmethod
+    def of_model(cls, model: nn.Module) -> Layout:
+        return cls.of(dict(model.named_parameters()))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Parameters in all: the length of the flat vector."""
+        return sum(self.sizes)
+
+    def flatten(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """One vector [size] of a dictionary of tensors."""
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+    def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Views into the last dimension of `flat` [..., size], by name: [..., *shape]."""
+        parts = torch.split(flat, self.sizes, dim=-1)
+        return {
+            name: part.unflatten(-1, shape) if shape else part.squeeze(-1)
+            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+        }

@@ -1,0 +1,73 @@
+"""The batches of a chunk of sites: which rows each local step sees. The rows themselves are not copied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.draws import Words, permutations
+from models.population import Ragged
+from pipelines.federated.work import LocalWork
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a kernel works through.
+
+    x: float32 or uint8 [rows, ...] (uint8 is scaled by 1/255 as it is used); y: int64 [rows].
+    index: int64 [sites, steps, batch], rows of x for each local step.
+    weight: float32 of the same shape, a row's weight, 0 for padding; None where every row counts 1 and all sites
+    have the same number of full batches.
+    steps: int64 [sites], batches a site really has; examples: float64 [sites], the sum of its rows' weights.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    index: torch.Tensor
+    weight: torch.Tensor | None
+    steps: NDArray[np.int64]
+    examples: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
+    """`work.epochs` passes over each client's rows, each in an order of its own that its seed [clients] determines.
+
+    The last batch of a pass holds what is left (McMahan et al., 2017, algorithm 1).
+    """
+    counts = rows.counts
+    width = int(counts.max(initial=0))
+    batch = work.batch_size or max(width, 1)
+    per_epoch = -(-counts // batch)
+    longest = int(per_epoch.max(initial=0))
+    order = np.full((len(counts), work.epochs, longest * batch), -1, dtype=np.int64)
+    for epoch in range(work.epochs):
+        order[:, epoch, :width] = permutations(seeds, counts, start=epoch * width)
+    if len(counts) and bool((counts == longest * batch).all()):
+        index = torch.from_numpy(order + rows.starts[:, None, None]).view(len(counts), -1, batch)
+        return Steps(rows.x, rows.y, index, None, per_epoch * work.epochs, counts.astype(np.float64))
+    index = torch.from_numpy(np.where(order < 0, 0, order + rows.starts[:, None, None]))
+    weight = torch.from_numpy((order >= 0).astype(np.float32))
+    index, weight = (_close_up(part, per_epoch, work.epochs, batch) for part in (index, weight))
+    return Steps(rows.x, rows.y, index, weight, per_epoch * work.epochs, counts.astype(np.float64))
+
+
+def _close_up(part: torch.Tensor, per_epoch: NDArray[np.int64], epochs: int, batch: int) -> torch.Tensor:
+    """[clients, epochs, rows] → [clients, steps, batch] with a client's padding behind its own last epoch's batches."""
+    clients, _, rows = part.shape
+    longest = rows // batch
+    if epochs == 1:
+        return part.view(clients, longest, batch)
+    step = np.arange(epochs * longest)
+    own = np.minimum(step[None, :], np.maximum(per_epoch * epochs - 1, 0)[:, None])
+    each = np.maximum(per_epoch, 1)[:, None]
+    source = torch.from_numpy(own // each * longest + own % each)
+    closed = part.view(clients, epochs * longest, batch).gather(1, source[:, :, None].expand(-1, -1, batch))
+    if part.is_floating_point():
+        closed = closed * torch.from_numpy(step[None, :] < (per_epoch * epochs)[:, None])[:, :, None]
+    return closed
