@@ -1,0 +1,177 @@
+"""Models that a site keeps for itself: trained beside the shared one (Ditto), or fine-tuned from it, and how they
+and a model of the site alone compare with the shared one, site by site.
+
+Ditto: Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning through personalization", ICML 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
+
+from models.draws import draw_seed, seeds_of
+from models.population import Ids, Population, Ragged
+from pipelines.federated.kernels.kernel import Kernel
+from pipelines.federated.layout import Layout
+from pipelines.federated.loss import example_losses
+from pipelines.federated.rules import Seats, Train
+from pipelines.federated.steps import Steps, steps_of
+from pipelines.federated.work import LocalWork
+
+
+@dataclass(frozen=True)
+class Ditto:
+    """Send the plain update; train a personal model over the same batches, pulled to the weights that were sent.
+
+    pull: the paper's λ, the strength of that pull. The personal model is the site's memory "personal"; a site begins
+    it with the weights of the first round it takes part in, which it knows by a memory of zeros.
+    """
+
+    pull: float = 0.1
+    memory: tuple[str, ...] = ("personal",)
+    uniform: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"ditto({self.pull:g})"
+
+    def shared(self, size: int) -> torch.Tensor:
+        return torch.zeros(0)
+
+    def local(
+        self,
+        train: Train,
+        start: torch.Tensor,
+        shared: torch.Tensor,
+        seats: Seats,
+        steps: NDArray[np.int64],
+        work: LocalWork,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        personal = personal_models(seats.memory["personal"], start)
+        moved, _ = train(personal, anchor=start, proximal=self.pull)
+        seats.memory["personal"] = torch.where(torch.from_numpy(steps > 0)[:, None], personal + moved, personal)
+        return train(start)
+
+    def absorb(
+        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mean, shared
+
+
+def personal_models(memory: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The sites' personal models [sites, size] of Ditto's memory; `weights` [size] where a site has none yet."""
+    return torch.where(memory.any(dim=1, keepdim=True), memory, weights)
+
+
+def fine_tune(kernel: Kernel, start: torch.Tensor, steps: Steps, work: LocalWork) -> torch.Tensor:
+    """Each site's own model [sites, size] after local training from `start` [size], or [sites, size]."""
+    deltas, _ = kernel(start, steps, work, measure_loss=False)
+    return start + deltas
+
+
+@dataclass(frozen=True)
+class SiteScores:
+    """One kind of model at each site, on rows held out there: rows, correct int64 [sites]; log_loss [sites], mean."""
+
+    rows: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    log_loss: NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        return self.correct / np.maximum(self.rows, 1)
+
+
+def site_scores(model: nn.Module, layout: Layout, weights: torch.Tensor, held_out: Ragged) -> SiteScores:
+    """weights: [size], one model for all sites, or [sites, size]."""
+    correct, losses = np.zeros(len(held_out), dtype=np.int64), np.zeros(len(held_out))
+    with torch.no_grad():
+        for site in range(len(held_out)):
+            x, y = held_out.client(site)
+            if not len(y):
+                continue
+            own = layout.unflatten(weights if weights.dim() == 1 else weights[site])
+            outputs = functional_call(model, own, (x.float() / 255 if x.dtype == torch.uint8 else x,))
+            found = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(dim=1)
+            correct[site] = int((found == y).sum())
+            losses[site] = float(example_losses(outputs, y).double().mean())
+    return SiteScores(held_out.counts, correct, losses)
+
+
+@dataclass(frozen=True)
+class Personalisation:
+    """scores: by kind of model ("global" and others), of the same clients [sites] that have rows held out."""
+
+    clients: Ids
+    scores: Mapping[str, SiteScores]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """By kind of model, over sites: mean accuracy and log-loss, the mean accuracy of the tenth of the sites where
+        it is lowest, and the shares of sites with a higher and with a lower accuracy than the global model's.
+        """
+        usual = self.scores["global"].accuracy
+        worst = max(1, len(self.clients) // 10)
+        return {
+            kind: {
+                "accuracy": float(own.accuracy.mean()),
+                "log_loss": float(own.log_loss.mean()),
+                "worst_decile": float(np.sort(own.accuracy)[:worst].mean()),
+                "improved": float((own.accuracy > usual).mean()),
+                "worsened": float((own.accuracy < usual).mean()),
+            }
+            for kind, own in self.scores.items()
+        }
+
+
+def compare(
+    kernel: Kernel,
+    model: nn.Module,
+    population: Population,
+    clients: Ids,
+    weights: torch.Tensor,
+    work: LocalWork,
+    seed: int,
+    *,
+    untrained: torch.Tensor | None = None,
+    personal: torch.Tensor | None = None,
+) -> Personalisation:
+    """The global model at each client against what it makes of it by `work` on its training rows ("fine_tuned"), by
+    the same work from `untrained` [size] ("local"), and its memory of Ditto [clients, size] ("ditto").
+
+    Clients without rows held out are left out. Raises ValueError where none is left.
+    """
+    layout = Layout.of_model(model)
+    judged = np.flatnonzero(population.held_out(clients).counts)
+    if not len(judged):
+        raise ValueError(f"none of the {len(clients)} clients has rows held out")
+    parts: dict[str, list[SiteScores]] = {}
+    for chunk in _chunks(judged, kernel.chunk):
+        held_out = population.held_out(clients[chunk])
+        steps = steps_of(population.rows(clients[chunk]), work, seeds_of(draw_seed(seed, "personal"), clients[chunk]))
+        kinds = {"global": weights, "fine_tuned": fine_tune(kernel, weights, steps, work)}
+        if untrained is not None:
+            kinds["local"] = fine_tune(kernel, untrained, steps, work)
+        if personal is not None:
+            kinds["ditto"] = personal_models(personal[torch.from_numpy(chunk)], weights)
+        for kind, own in kinds.items():
+            parts.setdefault(kind, []).append(site_scores(model, layout, own, held_out))
+    return Personalisation(clients[judged], {kind: _joined(scores) for kind, scores in parts.items()})
+
+
+def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(positions), size):
+        yield positions[start : start + size]
+
+
+def _joined(parts: list[SiteScores]) -> SiteScores:
+    return SiteScores(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.correct for part in parts]),
+        np.concatenate([part.log_loss for part in parts]),
+    )
