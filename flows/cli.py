@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -201,6 +202,48 @@ def traffic(
     settings = _settings(task)
     if not send_traffic(settings, drift, severity, requests, site, feedback, concurrency):
         sys.exit(1)
+
+
+@app.command()
+def simulate(
+    task: Annotated[
+        str, typer.Argument(help="keyboard, coupon, heart, mnist, an image task, or your own as package.module:TASK")
+    ] = "keyboard",
+    population: Annotated[int | None, typer.Option(help="devices; by default the task's own number")] = None,
+    cohort: Annotated[int | None, typer.Option(help="reports a round wants; by default the task's")] = None,
+    rounds: Annotated[int, typer.Option(help="rounds, abandoned ones included")] = 100,
+    strategy: Annotated[
+        str, typer.Option(help="fedavg, fedprox, fedadam, scaffold …; a wrong one lists all")
+    ] = "fedavg",
+    compression: Annotated[
+        str, typer.Option(help="of what devices send: 8bit, 4bit, topk …; a wrong one lists all")
+    ] = "",
+    asynchronous: Annotated[bool, typer.Option("--asynchronous", help="FedBuff; --cohort is the buffer")] = False,
+    always_available: Annotated[
+        bool, typer.Option("--always-available", help="no virtual clock: whoever is drawn reports")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(help="passes over a device's rows in a round")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="rows of a local step; 0: all of a device's")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of the local steps")] = None,
+    seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
+    processes: Annotated[int, typer.Option(min=0, help="that train side by side; 0 measures what is fastest")] = 0,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="compute in bfloat16 (weights stay float32)")] = False,
+    json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the fleet's rounds here (PNG)")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin anew instead of going on with an earlier call")] = False,
+) -> None:
+    """Simulate a fleet on a virtual clock: who is available, who drops out, what the model learns from the rest.
+
+    Interrupted, the same command goes on from its last checkpoint and ends with the same weights.
+    """
+    from flows.simulation import simulate as simulate_and_tell
+
+    work = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    choices = {
+        "strategy": strategy, "compression": compression, "asynchronous": asynchronous,
+        "always_available": always_available, "seed": seed, "bfloat16": bfloat16,
+    }  # fmt: skip
+    simulate_and_tell(task, population, cohort, rounds, work, choices, processes, json, plot, fresh)
 
 
 @app.command()

@@ -43,7 +43,8 @@ class Layout:
     def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views into the last dimension of `flat` [..., size], by name: [..., *shape]."""
         parts = torch.split(flat, self.sizes, dim=-1)
+        # Splitting the last dimension of a slice needs no copy, so this is a view.
         return {
-            name: part.unflatten(-1, shape) if shape else part.squeeze(-1)
+            name: part.view(*part.shape[:-1], *shape)
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }

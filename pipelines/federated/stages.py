@@ -46,7 +46,7 @@ class ClipByNorm:
 
     def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
         norms = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)
-        scale = (self.bound / norms.clamp_min(1e-12)).clamp_max(1.0)
+        scale: torch.Tensor = (self.bound / norms.clamp_min(1e-12)).clamp_max(1.0)
         return updates * scale.to(updates.dtype)[:, None]
 
     def on_server(self, update: torch.Tensor) -> torch.Tensor:
