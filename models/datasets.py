@@ -29,11 +29,15 @@ CONNECT_S, READ_S = 4.0, 15.0
 
 @dataclass(frozen=True)
 class DataFile:
-    """Where a file comes from, and what it must be."""
+    """Where a file comes from, and what it must be.
+
+    url: its address, or its mere name where nobody publishes this very file; folder: that it may lie in.
+    """
 
     url: str
     sha256: str
     size_mb: float
+    folder: str = ""
 
     @property
     def name(self) -> str:
@@ -42,8 +46,15 @@ class DataFile:
     @property
     def dataset(self) -> str:
         """The data set's name, and of the folder that a file may lie in."""
-        return self.name.partition(".")[0]
+        return self.folder or self.name.partition(".")[0]
 
+    @property
+    def published(self) -> bool:
+        return "://" in self.url
+
+
+UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
+"""The Machine Learning Repository: heart disease by Janosi, Steinbrunn, Pfisterer and Detrano, CC BY 4.0."""
 
 RECORD = "https://zenodo.org/records/10519652/files"
 """MedMNIST's official record."""
@@ -59,6 +70,37 @@ FILES: Mapping[str, DataFile] = {
             "e1792d3f03751cb101e99f19a63b3c1941436c988665f47853417b05be250cd8",
             size_mb=4.2,
         ),
+        DataFile(
+            f"{UCI}/heart-disease/processed.cleveland.data",
+            "a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8",
+            size_mb=0.02,
+            folder="heart_disease",
+        ),
+        DataFile(
+            f"{UCI}/heart-disease/processed.hungarian.data",
+            "d1ad108f785768cd3d7e82dc522e6f5a61eea93cccfb3a46ee8076f73fc3d796",
+            size_mb=0.01,
+            folder="heart_disease",
+        ),
+        DataFile(
+            f"{UCI}/heart-disease/processed.switzerland.data",
+            "834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",
+            size_mb=0.01,
+            folder="heart_disease",
+        ),
+        DataFile(
+            f"{UCI}/heart-disease/processed.va.data",
+            "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",
+            size_mb=0.01,
+            folder="heart_disease",
+        ),
+        DataFile(
+            "coupon.parquet",
+            "d28810d4cc71d3245c51f88d39590e6cc23d8fe16b8e618b4b6d5f666e06c4a3",
+            size_mb=0.04,
+            folder="coupon_triggering",
+        ),
+        DataFile("mnist.npz", "3def3b07c24b221d1205be3c04b013fddef3d3105e01e7ec254171adf6c1ea8e", size_mb=11.3),
     )
 }
 
@@ -74,15 +116,21 @@ def data_file(name: str, files: Mapping[str, DataFile] = FILES) -> Path:
         raise BadInput(f"there is no data file {name!r}; known are {', '.join(files)}")
     file = files[name]
     folder = os.environ.get("FEDLOOP_DATA", "").strip()
-    if not folder:
+    if not folder and file.published:
         return _download(file)
+    if not folder:
+        raise Missing(
+            f"{file.name} is not here, and nobody publishes this very file, so it cannot be downloaded. Name the "
+            "folder that holds it: FEDLOOP_DATA=<folder>"
+        )
     root = Path(folder).expanduser()
     for path in (root / file.name, root / file.dataset / file.name):
         if path.is_file():
             return _verified(path, file)
+    remedy = f" (from {file.url}), or unset FEDLOOP_DATA and it is downloaded ({file.size_mb:.0f} MB)"
     raise Missing(
         f"FEDLOOP_DATA is {folder}, but {file.name} is neither there nor in its folder {file.dataset}/. Put the file "
-        f"there (from {file.url}), or unset FEDLOOP_DATA and it is downloaded ({file.size_mb:.0f} MB)"
+        f"there{remedy if file.published else ''}"
     )
 
 
@@ -165,6 +213,10 @@ def _verified(path: Path, file: DataFile) -> Path:
     if found != file.sha256:
         raise BadInput(
             f"{path} is not the file it should be (its SHA-256 is {found}, not {file.sha256}); "
+            + (
             f"replace it by {file.url}, or unset FEDLOOP_DATA and it is downloaded"
+            if file.published
+            else "put the right file there"
+        )
         )
     return path

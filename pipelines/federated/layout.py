@@ -14,14 +14,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a model's parameters, in the order in which they lie in the flat vector."""
+    """Names and shapes of a model's parameters, in the order in which they lie in the flat vector: by name, so that
+    two who hold the same parameters, however they came by them, mean the same vector.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor]) -> Layout:
-        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()))
+        names = tuple(sorted(parameters))
+        return cls(names, tuple(tuple(parameters[name].shape) for name in names))
 
     @classmethod
     def of_model(cls, model: nn.Module) -> Layout:

@@ -24,7 +24,7 @@ def gather(x: torch.Tensor, index: torch.Tensor, dtype: torch.dtype, scratch: Sc
 
 
 def widths(steps: Steps) -> NDArray[np.int64]:
-    """int64 [sites, steps]: rows of each batch without the padding behind them; a batch of padding alone keeps its width."""
+    """int64 [sites, steps]: rows of each batch without the padding behind them; of padding alone, all."""
     sites, count, batch = steps.index.shape
     if steps.weight is None:
         return np.full((sites, count), batch, dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import types
 import typing
 from collections.abc import Iterator
@@ -18,13 +19,16 @@ from tiny_sites import LABELLING, TINY, initial, make_site
 from models.embedding import normalised_pixels
 from models.images import to_tensor
 from pipelines.federated import jobs
+from pipelines.federated.layout import Layout
+from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.site import Site
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
+from pipelines.federated.work import LocalWork
 
 # Every type that leaves a site. A new one belongs here only after somebody has asked what it tells about one row.
 CROSSES = {
-    "TrainAnswer": {"delta", "examples", "loss"},
+    "TrainAnswer": {"update", "examples", "weight", "loss"},
     "EvaluateAnswer": {"rows", "models", "slices", "replicate_rows"},
     "ModelScores": {"correct", "confidence_bins", "scores", "replicate_correct", "replicate_scores"},
     "DescribeAnswer": {"rows", "histograms"},
@@ -69,8 +73,12 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
     edges = {"brightness": (0.2, 0.4, 0.6), "noise": (0.1, 0.2, 0.3)}
     near, quota = np.full(clusters, 2.0), np.full(clusters, 2, dtype=np.int64)
+    # A rule that keeps something at the site, has something sent along and sends more than the update.
+    size = Layout.of(initial()).size
+    clip, corrected = (ClipByNorm(1.0),), {"rule": Scaffold(), "run": "r", "shared": torch.ones(size)}
     return [
-        jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), (ClipByNorm(1.0),)),
+        jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip),
+        jobs.TrainJob(2, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip, **corrected),
         jobs.EvaluateJob(evaluation, (initial(), initial(1)), edges, 50, 0),
         jobs.DescribeJob(train, "train"),
         jobs.ClusterJob(train, clusters, 0),
@@ -156,9 +164,44 @@ def test_no_answer_holds_a_row(tmp_path: Path, rows: int, clusters: int) -> None
 def test_an_update_of_several_rows_is_none_of_them(tmp_path: Path) -> None:
     site, train, evaluation = make_site(tmp_path, "site-1", 13, 3)
     images = stack_images(site.store.rows(train, "train")["png"], TINY.input)
-    answer = site.answer(every_job(train, evaluation)[0])
+    answers = [site.answer(job) for job in every_job(train, evaluation) if isinstance(job, jobs.TrainJob)]
+    assert len(answers) == 2
+    for answer in answers:
+        assert isinstance(answer, jobs.TrainAnswer)
+        assert not holds_vector(list(arrays_in(answer)), to_tensor(images).flatten(1).double().numpy())
+
+
+def test_a_site_sends_the_update_and_what_its_rule_adds_and_counts_as_the_rule_says(tmp_path: Path) -> None:
+    site, train, evaluation = make_site(tmp_path, "site-1", 13, 3)
+    size = Layout.of(initial()).size
+    plain, corrected = (site.answer(job) for job in every_job(train, evaluation)[:2])
+    assert isinstance(plain, jobs.TrainAnswer)
+    assert isinstance(corrected, jobs.TrainAnswer)
+    assert (plain.update.shape, plain.examples, plain.weight) == ((size,), 13, 13)
+    assert (corrected.update.shape, corrected.examples, corrected.weight) == ((2 * size,), 13, 1)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_site_without_rows_moves_nothing_and_counts_for_nothing(tmp_path: Path, index: int) -> None:
+    site, train, evaluation = make_site(tmp_path, "site-1", 4, 3)
+    site.store.write_labels(LABELLING, site.store.labels(LABELLING).head(0))
+    answer = site.answer(every_job(train, evaluation)[index])
     assert isinstance(answer, jobs.TrainAnswer)
-    assert not holds_vector(list(arrays_in(answer)), to_tensor(images).flatten(1).double().numpy())
+    assert (answer.examples, answer.weight, answer.loss) == (0, 0, 0)
+    assert not answer.update.any()
+
+
+def test_jobs_and_answers_travel(tmp_path: Path) -> None:
+    """A job that went through bytes is answered as it would have been, and its answer comes back the same."""
+    site, train, evaluation = make_site(tmp_path, "site-1", 13, 5)
+    for job in every_job(train, evaluation):
+        here, there = site.answer(job), site.answer(pickle.loads(pickle.dumps(job)))  # noqa: S301 (our own bytes)
+        back = pickle.loads(pickle.dumps(there))  # noqa: S301
+        assert type(back) is type(here)
+        assert shape_of(back) == shape_of(here)
+        if not isinstance(job, jobs.AnnotateJob):  # its labels were new the first time
+            for one, other in zip(arrays_in(here), arrays_in(back), strict=True):
+                assert np.array_equal(one, other), type(job).__name__
 
 
 def cells_of_one(site: Site, train: tuple[str, ...], centroids: NDArray[np.float64]) -> jobs.AssignAnswer:
@@ -189,7 +232,7 @@ def test_a_failure_tells_its_kind_and_not_the_rows_it_stumbled_over(tmp_path: Pa
 
     site, train, evaluation = make_site(tmp_path, "site-1", 10, 4)
     site.annotator = Careless()
-    answer = site.answer(every_job(train, evaluation)[5])
+    answer = site.answer(next(job for job in every_job(train, evaluation) if isinstance(job, jobs.AnnotateJob)))
     assert isinstance(answer, jobs.Failure)
     assert "site-1" in answer.reason
     assert "KeyError" in answer.reason

@@ -1,7 +1,10 @@
-"""Local work: exactly torch's SGD, one site at a time or stacked, over every row once an epoch."""
+"""Local work: every row once an epoch, torch's SGD, and the same alone and joined with others."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +12,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tiny_sites import CLASSES, LABELLING, initial, linear_model, make_engine, make_site, pictures
 from torch.nn.functional import cross_entropy
 
-from models.draws import draw_seed
+from models.draws import draw_seed, seeds_of
 from models.images import to_tensor
+from models.sensor import Sensor
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import Failure, Parameters, TrainAnswer, TrainJob
-from pipelines.federated.local_work import Batch, LabelledRows, batches, train_one, train_stacked
+from pipelines.federated.kernels.kernel import Kernel
+from pipelines.federated.kernels.plain import plain
+from pipelines.federated.kernels.stacked import stacked
+from pipelines.federated.layout import Layout
+from pipelines.federated.local_work import Augment, LabelledRows, join, local_updates, site_steps
 from pipelines.federated.plan import TrainingPlan
-from pipelines.federated.stages import ClipByNorm
+from pipelines.federated.rules import PLAIN, LocalRule, Seats, Train
+from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.stages import ClipByNorm, Stage
+from pipelines.federated.steps import Steps
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
@@ -29,6 +41,9 @@ WORKS = {
     "decay": LocalWork(epochs=2, batch_size=4, momentum=0.5, weight_decay=0.1),
     "clipped": LocalWork(epochs=3, batch_size=4, learning_rate=0.5, momentum=0.9, weight_decay=0.01, clip_norm=0.2),
 }
+LAYOUT = Layout.of(initial())
+KERNELS: dict[str, Callable[..., Kernel]] = {"plain": plain, "stacked": stacked}
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def rows(count: int, seed: int = 0) -> LabelledRows:
@@ -38,38 +53,29 @@ def rows(count: int, seed: int = 0) -> LabelledRows:
     return LabelledRows(images, torch.from_numpy(labels), torch.tensor(weights, dtype=torch.float32))
 
 
-def doubled(steps: list[Batch]) -> list[Batch]:
-    return [Batch(b.x.double(), b.y, b.w.double()) for b in steps]
+def batches(steps: Steps, site: int = 0) -> list[Batch]:
+    """x, y and w of the real rows of each of a site's batches."""
+    assert steps.weight is not None
+    out = []
+    for index, weight in list(zip(steps.index[site], steps.weight[site], strict=True))[: steps.steps[site]]:
+        real = weight > 0
+        out.append((steps.x[index[real]], steps.y[index[real]], weight[real]))
+    return out
 
 
-@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
-def test_one_sites_work_is_torch_sgd_step_by_step(work: LocalWork) -> None:
-    steps = doubled(batches(rows(14), work, 3, None))
-    start = {name: tensor.double() for name, tensor in initial().items()}
-    for upto in range(1, len(steps) + 1):
-        delta, loss = train_one(linear_model().double(), start, steps[:upto], work)
+def own_seats(sites: int = 1) -> Seats:
+    return Seats(LAYOUT, seeds_of(0, np.arange(sites)))
 
-        model = linear_model().double()
-        model.load_state_dict(start)
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=work.learning_rate, momentum=work.momentum, weight_decay=work.weight_decay
-        )
-        losses = []
-        for batch in steps[:upto]:
-            real = batch.w > 0
-            optimizer.zero_grad()
-            each = cross_entropy(model(batch.x[real]), batch.y[real], reduction="none")
-            value = (each * batch.w[real]).sum() / batch.w[real].sum()
-            value.backward()
-            if work.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), work.clip_norm)
-            optimizer.step()
-            losses.append(value.item())
-        for name, parameter in model.named_parameters():
-            # clip_grad_norm_ adds 1e-6 to the norm it divides by.
-            tolerance = 1e-5 if work.clip_norm else 1e-12
-            assert torch.allclose(start[name] + delta[name], parameter, rtol=0, atol=tolerance), (upto, name)
-        assert loss == pytest.approx(np.mean(losses), abs=1e-6)
+
+def work_of(
+    kernel: Kernel, steps: Steps, work: LocalWork, rule: LocalRule = PLAIN, stages: tuple[Stage, ...] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    start, shared = LAYOUT.flatten(initial()), rule.shared(LAYOUT.size)
+    sent, losses = local_updates(kernel, steps, start, shared, work, rule, stages, own_seats(len(steps)))
+    return sent.clone(), losses.clone()
+
+
+# -- batches ----------------------------------------------------------------------------------------------------
 
 
 @given(count=st.integers(1, 23), size=st.integers(1, 9), epochs=st.integers(1, 3), seed=st.integers(0, 2**62))
@@ -78,93 +84,292 @@ def test_an_epoch_sees_every_row_exactly_once_and_pads_with_weight_zero(
     count: int, size: int, epochs: int, seed: int
 ) -> None:
     own = rows(count)
-    steps = batches(own, LocalWork(epochs=epochs, batch_size=size), seed, None)
+    steps = site_steps(own, LocalWork(epochs=epochs, batch_size=size), seed, None)
     per_epoch = -(-count // size)
-    assert len(steps) == epochs * per_epoch
+    assert steps.weight is not None
+    assert steps.index.shape == steps.weight.shape == (1, epochs * per_epoch, size)
+    assert steps.steps.tolist() == [epochs * per_epoch]
+    assert steps.examples.tolist() == [float(own.weights.sum())]
     everything = sorted(image.tobytes() for image in to_tensor(own.images).numpy())
-    for epoch in range(epochs):
-        part = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert all(len(b.x) == len(b.y) == len(b.w) == size for b in part)
-        real = [b.w > 0 for b in part]
-        seen = [image.tobytes() for b, r in zip(part, real, strict=True) for image in b.x[r].numpy()]
-        assert sorted(seen) == everything
-        total = sum(float(b.w.sum()) for b in part)
-        assert total == pytest.approx(float(own.weights.sum()))
     pairs = {
-        image.tobytes(): int(label) for image, label in zip(to_tensor(own.images).numpy(), own.labels, strict=True)
+        image.tobytes(): (int(label), float(weight))
+        for image, label, weight in zip(to_tensor(own.images).numpy(), own.labels, own.weights, strict=True)
     }
-    for b in steps:
-        for image, label, weight in zip(b.x.numpy(), b.y, b.w, strict=True):
-            assert weight == 0 or pairs[image.tobytes()] == int(label)
+    for epoch in range(epochs):
+        part = batches(steps)[epoch * per_epoch : (epoch + 1) * per_epoch]
+        seen = [image.tobytes() for x, _, _ in part for image in x.numpy()]
+        assert sorted(seen) == everything
+        assert [len(y) for _, y, _ in part[:-1]] == [size] * (per_epoch - 1)
+        for x, y, w in part:
+            assert [pairs[image.tobytes()] for image in x.numpy()] == list(zip(y.tolist(), w.tolist(), strict=True))
+    padding = steps.weight[0].view(epochs, per_epoch, size)[:, -1, count - (per_epoch - 1) * size :]
+    assert not padding.any()
+
+
+def in_a_loop(own: LabelledRows, work: LocalWork, seed: int, augment: Augment | None) -> list[Batch]:
+    """What a site sees, said plainly: each epoch in an order of its own, augmented, then half of the old rows through
+    the new sensor, then cut.
+    """
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(work.epochs):
+        order = rng.permutation(len(own))
+        x, y, w = to_tensor(own.images)[order], own.labels[order], own.weights[order]
+        if augment is not None:
+            x = augment(x, generator)
+        if own.sensor is not None and own.old is not None:
+            chosen = torch.rand(len(own), generator=generator) < 0.5
+            resensed = own.sensor(x, generator)
+            x = torch.stack([resensed[i] if own.old[order[i]] and chosen[i] else x[i] for i in range(len(own))])
+        size = work.batch_size or len(own)
+        out += [(x[i : i + size], y[i : i + size], w[i : i + size]) for i in range(0, len(own), size)]
+    return out
+
+
+def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return images + torch.rand((len(images), 1, 1, 1), generator=generator)
+
+
+@given(
+    count=st.integers(1, 23),
+    size=st.integers(0, 9),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**62),
+    augment=st.sampled_from([None, shifted]),
+    sensor=st.sampled_from([None, Sensor(0.8, 0.02, 0.01)]),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_batches_are_a_plain_loops_over_epochs(
+    count: int, size: int, epochs: int, seed: int, augment: Augment | None, sensor: Sensor | None
+) -> None:
+    own = replace(rows(count), old=torch.arange(count) % 3 > 0, sensor=sensor)
+    work = LocalWork(epochs=epochs, batch_size=size)
+    found, expected = batches(site_steps(own, work, seed, augment)), in_a_loop(own, work, seed, augment)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_seed_draws_what_it_always_did() -> None:
+    """Else checkpoints of earlier versions go on with other batches."""
+    shades = np.arange(7, dtype=np.uint8).repeat(4).reshape(7, 2, 2, 1)
+    old = torch.arange(7) < 5
+    own = LabelledRows(shades, torch.arange(7), torch.ones(7), old, Sensor(0.0, 0.0, 1.0))
+    drawn = batches(site_steps(own, LocalWork(epochs=2, batch_size=3), 5, shifted))
+    first_pixels = [0.834173, 0.831692, 0.164392, 0.234150, 0.238370, 0.179572]
+    assert [y.tolist() for _, y, _ in drawn] == [[1, 4, 2], [3, 6, 5], [0], [0, 1, 3], [6, 4, 2], [5]]
+    assert [x[0, 0, 0, 0].item() for x, _, _ in drawn] == pytest.approx(first_pixels, abs=1e-5)
 
 
 def test_batches_depend_on_the_seed_and_epochs_differ() -> None:
     work = LocalWork(epochs=2, batch_size=23)
-    one, same, other = (batches(rows(23), work, seed, None) for seed in (1, 1, 2))
-    assert all(torch.equal(a.x, b.x) for a, b in zip(one, same, strict=True))
-    assert not torch.equal(one[0].x, other[0].x)
-    assert not torch.equal(one[0].x, one[1].x)
+    one, same, other = (batches(site_steps(rows(23), work, seed, None)) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one[0] + one[1], same[0] + same[1], strict=True))
+    assert not torch.equal(one[0][0], other[0][0])
+    assert not torch.equal(one[0][0], one[1][0])
 
 
-def test_padding_moves_nothing() -> None:
-    work = LocalWork(epochs=1, batch_size=4, momentum=0.9, clip_norm=0.5)
-    steps = batches(rows(4), work, 0, None)
-    padded = [
-        Batch(
-            torch.cat([b.x, torch.ones(3, 1, 8, 8)]),
-            torch.cat([b.y, torch.ones(3).long()]),
-            torch.cat([b.w, torch.zeros(3)]),
+@pytest.mark.parametrize("size", [0, 3])
+def test_a_site_without_rows_has_no_batches(size: int) -> None:
+    steps = site_steps(rows(0), LocalWork(epochs=2, batch_size=size), 0, None)
+    assert (len(steps), steps.steps.tolist(), steps.examples.tolist()) == (1, [0], [0.0])
+    assert batches(steps) == []
+
+
+@given(sizes=st.lists(st.integers(0, 17), min_size=1, max_size=5), size=st.integers(1, 6), epochs=st.integers(1, 2))
+@settings(max_examples=25, deadline=None)
+def test_joined_sites_keep_their_own_batches(sizes: list[int], size: int, epochs: int) -> None:
+    work = LocalWork(epochs=epochs, batch_size=size)
+    parts = [site_steps(rows(count, seed=i), work, i, None) for i, count in enumerate(sizes)]
+    joined = join(parts)
+    assert len(joined) == len(parts)
+    assert joined.examples.tolist() == [float(part.examples[0]) for part in parts]
+    for site, part in enumerate(parts):
+        alone, together = batches(part), batches(joined, site)
+        assert len(alone) == len(together) == part.steps[0] == joined.steps[site]
+        for one, other in zip(alone, together, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert joined.weight is not None
+        assert not joined.weight[site, joined.steps[site] :].any(), "beyond its own batches a site stands still"
+
+
+# -- steps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+def test_one_sites_work_is_torch_sgd_step_by_step(work: LocalWork, kernel: Callable[..., Kernel]) -> None:
+    whole = site_steps(rows(14), work, 3, None)
+    assert whole.weight is not None
+    run = kernel(linear_model(), LAYOUT)
+    for upto in range(1, int(whole.steps[0]) + 1):
+        steps = replace(whole, index=whole.index[:, :upto], weight=whole.weight[:, :upto], steps=np.array([upto]))
+        sent, loss = work_of(run, steps, work)
+
+        model = linear_model().double()
+        model.load_state_dict(initial())
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=work.learning_rate, momentum=work.momentum, weight_decay=work.weight_decay
         )
-        for b in steps
-    ]
-    bare, _ = train_one(linear_model(), initial(), steps, work)
-    same, _ = train_one(linear_model(), initial(), padded, work)
-    assert all(torch.allclose(bare[name], same[name], atol=1e-7) for name in bare)
+        losses = []
+        for x, y, w in batches(steps):
+            optimizer.zero_grad()
+            value = (cross_entropy(model(x.double()), y, reduction="none") * w).sum() / w.sum()
+            value.backward()
+            if work.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), work.clip_norm)
+            optimizer.step()
+            losses.append(value.item())
+        for name, parameter in model.named_parameters():
+            delta = LAYOUT.unflatten(sent[0])[name]
+            assert torch.allclose(initial()[name] + delta, parameter.float(), rtol=0, atol=1e-5), (upto, name)
+        assert loss[0].item() == pytest.approx(np.mean(losses), abs=1e-5)
 
 
-@given(sizes=st.lists(st.integers(1, 17), min_size=1, max_size=5), work=st.sampled_from(list(WORKS.values())))
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_padding_moves_nothing(kernel: Callable[..., Kernel]) -> None:
+    work = LocalWork(epochs=1, batch_size=4, momentum=0.9, clip_norm=0.5)
+    own, run = rows(4), kernel(linear_model(), LAYOUT)
+    bare, bare_loss = work_of(run, site_steps(own, work, 0, None), work)
+    same, same_loss = work_of(run, site_steps(own, replace(work, batch_size=7), 0, None), work)
+    assert torch.allclose(bare, same, rtol=0, atol=1e-7)
+    assert torch.allclose(bare_loss, same_loss, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
+@given(sizes=st.lists(st.integers(0, 17), min_size=1, max_size=5), work=st.sampled_from(list(WORKS.values())))
 @settings(max_examples=12, deadline=None)
-def test_sites_stepped_together_do_what_each_does_alone(sizes: list[int], work: LocalWork) -> None:
-    steps = [batches(rows(size, seed=i), work, i, None) for i, size in enumerate(sizes)]
-    together = train_stacked(linear_model(), initial(), steps, work)
-    for own, (delta, loss) in zip(steps, together, strict=True):
-        alone, alone_loss = train_one(linear_model(), initial(), own, work)
-        assert max(float((delta[name] - alone[name]).abs().max()) for name in alone) < 1e-5
-        assert loss == pytest.approx(alone_loss, abs=1e-5)
+def test_sites_stepped_together_do_what_each_does_alone(
+    kernel: Callable[..., Kernel], rule: LocalRule, sizes: list[int], work: LocalWork
+) -> None:
+    steps = [site_steps(rows(size, seed=i), work, i, None) for i, size in enumerate(sizes)]
+    clip = (ClipByNorm(0.3),)
+    together, losses = work_of(kernel(linear_model(), LAYOUT), join(steps), work, rule, clip)
+    for site, own in enumerate(steps):
+        alone, alone_loss = work_of(plain(linear_model(), LAYOUT), own, work, rule, clip)
+        assert torch.allclose(together[site], alone[0], rtol=1e-5, atol=1e-5)
+        assert losses[site].item() == pytest.approx(alone_loss[0].item(), abs=1e-5)
 
 
-def test_local_work_leaves_the_weights_it_was_given_alone() -> None:
-    start = initial()
-    before = {name: tensor.clone() for name, tensor in start.items()}
-    steps = [batches(rows(5), WORKS["momentum"], i, None) for i in range(3)]
-    train_one(linear_model(), start, steps[0], WORKS["momentum"])
-    train_stacked(linear_model(), start, steps, WORKS["momentum"])
-    assert all(torch.equal(start[name], before[name]) for name in start)
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_local_work_leaves_the_weights_it_was_given_alone(kernel: Callable[..., Kernel]) -> None:
+    start, shared = LAYOUT.flatten(initial()), torch.ones(LAYOUT.size)
+    before = start.clone()
+    work, rule, seats = WORKS["momentum"], Scaffold(), own_seats(3)
+    kept = seats.memory["control"] = torch.zeros(3, LAYOUT.size)
+    steps = join([site_steps(rows(5), work, i, None) for i in range(3)])
+    local_updates(kernel(linear_model(), LAYOUT), steps, start, shared, work, rule, (ClipByNorm(0.1),), seats)
+    assert torch.equal(start, before)
+    assert torch.equal(shared, torch.ones(LAYOUT.size))
+    assert not kept.any()
+    assert seats.memory["control"].any(), "what the sites keep replaces what they had"
 
 
-def test_a_stacked_engine_trains_the_same_model_as_a_plain_one(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Twice:
+    """Train, train again from there without a pull, and send the way and both losses along."""
+
+    name: str = "twice"
+    memory: tuple[str, ...] = ()
+    uniform: bool = False
+
+    def shared(self, size: int) -> torch.Tensor:
+        return torch.zeros(0)
+
+    def local(
+        self,
+        train: Train,
+        start: torch.Tensor,
+        shared: torch.Tensor,
+        seats: Seats,
+        steps: NDArray[np.int64],
+        work: LocalWork,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        first, before = (part.clone() for part in train(start))
+        second, after = train(start + first, proximal=0.0)
+        return torch.cat([first + second, before[:, None], after[:, None]], dim=1), after
+
+    def absorb(
+        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mean[:-2], shared
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_stages_see_the_update_and_what_a_rule_adds_travels_as_it_is(kernel: Callable[..., Kernel]) -> None:
+    work = LocalWork(epochs=2, batch_size=4, proximal=3.0)
+    steps = join([site_steps(rows(7, seed=i), work, i, None) for i in range(3)])
+    run = kernel(linear_model(), LAYOUT)
+    whole, losses = work_of(run, steps, work, Twice())
+    clipped, same = work_of(run, steps, work, Twice(), (ClipByNorm(0.05), ClipByNorm(0.01)))
+    size = LAYOUT.size
+    assert whole.shape == clipped.shape == (3, size + 2)
+    assert (whole[:, :size].norm(dim=1) > 0.05).all()
+    assert torch.allclose(clipped[:, :size].norm(dim=1), torch.tensor(0.01), rtol=1e-4)
+    assert torch.equal(clipped[:, size:], whole[:, size:])
+    assert torch.equal(whole[:, -1], losses)
+    assert torch.equal(losses, same)
+    assert (losses < whole[:, -2]).all(), "the second time it starts where the first ended"
+    first, _ = work_of(run, steps, work)
+    start = LAYOUT.flatten(initial()) + first
+    unpulled, _ = (part.clone() for part in run(start, steps, replace(work, proximal=0.0)))
+    assert torch.allclose(whole[:, :size], first + unpulled, rtol=0, atol=1e-6)
+
+
+# -- engines ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
+def test_a_stacked_engine_trains_the_same_model_as_a_plain_one(tmp_path: Path, rule: LocalRule) -> None:
     sizes = {"a": 5, "b": 23, "c": 12, "d": 31}
     results: list[Parameters] = []
     work = LocalWork(epochs=2, batch_size=6, momentum=0.9, weight_decay=1e-3)
     for stacked in (True, False):
         engine, snapshots = make_engine(tmp_path / str(stacked), sizes, stacked)
-        plan = TrainingPlan((LABELLING,), snapshots, 6, 11, Strategy(work=work, stages=(ClipByNorm(0.8),)))
+        plan = TrainingPlan((LABELLING,), snapshots, 6, 11, Strategy(work, rule, (ClipByNorm(0.8),)))
         state = train(plan, initial(), engine, tmp_path / f"states-{stacked}")
         assert [record.reports for record in state.log] == [4] * 6
         results.append(state.parameters)
     assert max(float((results[0][name] - results[1][name]).abs().max()) for name in results[0]) < 1e-5
 
 
+def jobs_for(snapshots: dict[str, tuple[str, ...]], rule: LocalRule = PLAIN, number: int = 1) -> dict[str, TrainJob]:
+    """One training job for each site, as a round's are: of the same weights."""
+    parameters, shared = initial(), rule.shared(LAYOUT.size)
+    return {
+        name: TrainJob(
+            number, 0, (LABELLING,), snapshots[name], parameters, LocalWork(), rule, run="run", shared=shared
+        )
+        for name in snapshots
+    }
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 def test_a_failing_site_is_a_value_among_the_others_answers(tmp_path: Path, stacked: bool) -> None:
     engine, snapshots = make_engine(tmp_path, {"a": 6, "b": 6, "c": 6}, stacked)
     (tmp_path / "b" / "labels" / f"{LABELLING}.parquet").unlink()
-    parameters = initial()
-    asked = {name: TrainJob(1, 0, (LABELLING,), snapshots[name], parameters, LocalWork()) for name in snapshots}
-    answers = dict(engine.ask(asked))
+    answers = dict(engine.ask(jobs_for(snapshots)))
     assert list(answers) == ["a", "b", "c"]
     assert isinstance(answers["b"], Failure)
     assert "b has no labelling" in answers["b"].reason
+    assert isinstance(answers["a"], TrainAnswer)
+    assert isinstance(answers["c"], TrainAnswer)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_site_that_cannot_keep_what_its_rule_needs_fails_alone(
+    tmp_path: Path, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, snapshots = make_engine(tmp_path, {"a": 6, "b": 6, "c": 6}, stacked)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(engine.sites["b"].store, "remember", full)
+    answers = dict(engine.ask(jobs_for(snapshots, Scaffold())))
+    assert list(answers) == ["a", "b", "c"]
+    assert answers["b"] == Failure("b: OSError (the site's own log says more)")
     assert isinstance(answers["a"], TrainAnswer)
     assert isinstance(answers["c"], TrainAnswer)
 
@@ -187,22 +392,29 @@ def test_a_bought_label_outranks_a_spread_one_of_an_earlier_labelling(tmp_path: 
     assert isinstance(answer, TrainAnswer)
     assert isinstance(expected, TrainAnswer)
     assert answer.examples == 9
-    assert all(torch.equal(answer.delta[name], expected.delta[name]) for name in answer.delta)
+    assert torch.equal(answer.update, expected.update)
 
 
-def test_large_cohorts_are_stacked_in_chunks_and_keep_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
+def test_large_cohorts_are_stacked_in_chunks_and_keep_their_order_and_what_each_site_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: LocalRule
 ) -> None:
     monkeypatch.setattr("pipelines.federated.engines.local.CHUNK", 2)
-    engine, snapshots = make_engine(tmp_path, dict.fromkeys("abcde", 4), True)
-    plain = LocalEngine(engine.sites, False)
-    parameters = initial()
-    asked = {name: TrainJob(1, 0, (LABELLING,), snapshots[name], parameters, LocalWork()) for name in snapshots}
-    for (name, answer), (other, expected) in zip(engine.ask(asked), plain.ask(asked), strict=True):
-        assert name == other
-        assert isinstance(answer, TrainAnswer)
-        assert isinstance(expected, TrainAnswer)
-        assert max(float((answer.delta[k] - expected.delta[k]).abs().max()) for k in answer.delta) < 1e-5
+    sizes = {name: 4 + place for place, name in enumerate("abcde")}
+    engine, snapshots = make_engine(tmp_path / "stacked", sizes, True)
+    other, _ = make_engine(tmp_path / "plain", sizes, False)
+    for number in (1, 2):
+        asked = jobs_for(snapshots, rule, number)
+        for (name, answer), (same, expected) in zip(engine.ask(asked), other.ask(asked), strict=True):
+            assert name == same
+            assert isinstance(answer, TrainAnswer)
+            assert isinstance(expected, TrainAnswer)
+            assert torch.allclose(answer.update, expected.update, rtol=1e-4, atol=1e-5)
+            assert (answer.examples, answer.weight) == (expected.examples, expected.weight)
+            assert answer.loss == pytest.approx(expected.loss, abs=1e-5)
+            kept, apart = (each.sites[name].store.recall("run", number + 1) for each in (engine, other))
+            assert kept.keys() == apart.keys() == set(rule.memory)
+            assert all(torch.allclose(kept[key], apart[key], rtol=1e-4, atol=1e-4) for key in kept)
 
 
 def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:

@@ -8,17 +8,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MODELS, build, draw_steps, furthest, reference, works
+from kernel_cases import MODELS, Make, build, draw_steps, furthest, reference, works
 
+from pipelines.federated.kernels import sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.work import LocalWork
 
-KERNELS = {
+KERNELS: dict[str, Make] = {
     "plain": plain,
     "plain-channels-last": lambda model, layout: plain(model, layout, channels_last=True),
+    "sequential": sequential.sequential,
 }
-ABLE = [(model, kernel) for model in MODELS for kernel in KERNELS]
+ABILITY = {"sequential": sequential.able}
+ABLE = [
+    (model, kernel)
+    for model in MODELS
+    for kernel in KERNELS
+    if kernel not in ABILITY or ABILITY[kernel](build(model)[0])
+]
 _BUILT: dict[tuple[str, str], Kernel] = {}
 
 
