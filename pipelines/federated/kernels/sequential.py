@@ -1,0 +1,191 @@
+"""Chains of dense and convolutional layers by hand-written gradients, one site after the other.
+
+No autograd, no allocation per site; where the local work is bare SGD, a layer's gradient and step are one product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipelines.federated.kernels.descent import bare, descend, shares
+from pipelines.federated.kernels.layers import (
+    Convolution,
+    Dense,
+    FirstConvolution,
+    Flat,
+    Layer,
+    Parametric,
+    Pool,
+    Rectify,
+    Tangent,
+)
+from pipelines.federated.kernels.packing import Packing
+from pipelines.federated.kernels.plain import lone_chunk
+from pipelines.federated.kernels.rows import gather, widths
+from pipelines.federated.kernels.scratch import Scratch
+from pipelines.federated.layout import Layout
+from pipelines.federated.loss import example_losses
+from pipelines.federated.steps import Steps
+from pipelines.federated.work import LocalWork
+
+
+def able(model: nn.Module) -> bool:
+    """Whether the model is a chain of the layers known here that ends in a dense one."""
+    chain = list(model) if type(model) is nn.Sequential else []
+    return (
+        bool(chain)
+        and type(chain[-1]) is nn.Linear
+        and all(_known(layer) for layer in chain)
+        and len({id(layer) for layer in chain}) == len(chain)
+        and all(parameter.requires_grad for parameter in model.parameters())
+    )
+
+
+def _known(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv2d:
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if type(layer) is nn.MaxPool2d:
+        window = layer.kernel_size
+        plain = layer.stride == window and layer.padding == 0 and layer.dilation == 1
+        return isinstance(window, int) and plain and not layer.ceil_mode and not layer.return_indices
+    if type(layer) is nn.Flatten:
+        return layer.start_dim == 1 and layer.end_dim == -1
+    return type(layer) in (nn.Linear, nn.ReLU, nn.Tanh)
+
+
+def _layers(model: nn.Sequential, scratch: Scratch, dtype: torch.dtype) -> list[Layer]:
+    chain = list(model.named_children())
+    for position in range(len(chain) - 1):
+        # The greatest of the rectified is the rectified greatest, of which there are fewer.
+        if type(chain[position][1]) is nn.ReLU and type(chain[position + 1][1]) is nn.MaxPool2d:
+            chain[position], chain[position + 1] = chain[position + 1], chain[position]
+    layers: list[Layer] = []
+    for name, layer in chain:
+        if isinstance(layer, nn.Linear):
+            layers.append(Dense(name, scratch))
+        elif isinstance(layer, nn.Conv2d):
+            unit = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+            by_patches = not layers and layer.in_channels == 1 and unit and dtype == torch.float32
+            layers.append((FirstConvolution if by_patches else Convolution)(name, scratch, layer))
+        elif isinstance(layer, nn.MaxPool2d):
+            assert isinstance(layer.kernel_size, int)
+            layers.append(Pool(layer.kernel_size))
+        elif isinstance(layer, nn.ReLU):
+            layers.append(Rectify())
+        else:
+            layers.append(Tangent() if isinstance(layer, nn.Tanh) else Flat())
+    return layers
+
+
+class Sequential:
+    """dtype: of the computation; the weights are float32."""
+
+    def __init__(self, model: nn.Sequential, layout: Layout, dtype: torch.dtype = torch.float32) -> None:
+        self.name = "sequential" + ("" if dtype == torch.float32 else "-bf16")
+        self.chunk = lone_chunk(layout.size)
+        self._scratch, self._dtype = Scratch(), dtype
+        self._packing = Packing(layout, channels_last=True)
+        self._w, self._gradient = torch.zeros(layout.size), torch.zeros(layout.size)
+        self._computed_with = self._w if dtype == torch.float32 else torch.zeros(layout.size, dtype=dtype)
+        self._layers = _layers(model, self._scratch, dtype)
+        self._first = next(i for i, layer in enumerate(self._layers) if isinstance(layer, Parametric))
+        self._outputs = layout.shapes[layout.names.index(f"{len(model) - 1}.weight")][0]
+
+    def __call__(
+        self,
+        start: torch.Tensor,
+        steps: Steps,
+        work: LocalWork,
+        *,
+        correction: torch.Tensor | None = None,
+        anchor: torch.Tensor | None = None,
+        measure_loss: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        sites, size = len(steps), self._w.numel()
+        count, batch = steps.index.shape[1:]
+        pack, scratch, w = self._packing.pack, self._scratch, self._w
+        deltas = scratch("deltas", (sites, size))
+        own_start, velocity = scratch("start", (size,)), scratch("velocity", (size,)) if work.momentum else None
+        y = steps.y[steps.index]
+        share = None if steps.weight is None else shares(steps.weight)
+        real = widths(steps)
+        outputs = scratch("outputs", (sites, count, batch, self._outputs)).zero_()
+        wanted = self._wanted(y)
+        pull = None if anchor is None else pack(anchor, scratch("anchor", (size,)))
+        in_place = bare(work, correction)
+        rate = (-work.learning_rate if in_place else 1.0) / (batch if share is None else 1)
+        self._bind(rate, in_place)
+        for site in range(sites):
+            if site == 0 or start.dim() == 2:
+                pack(start[site] if start.dim() == 2 else start, own_start)
+            w.copy_(own_start)
+            if self._computed_with is not w:
+                self._computed_with.copy_(w)
+            if velocity is not None:
+                velocity.zero_()
+            turn = None if correction is None else pack(correction[site], scratch("correction", (size,)))
+            for step in range(int(steps.steps[site])):
+                rows = slice(0, int(real[site, step]))
+                x = gather(steps.x, steps.index[site, step, rows], self._dtype, scratch)
+                out = self._forward(x, outputs[site, step, rows])
+                delta = self._pull_of_loss(out, wanted[site, step, rows])
+                if share is not None:
+                    delta.mul_(share[site, step, rows, None])
+                self._backward(delta.to(self._dtype))
+                if not in_place:
+                    descend(w, self._gradient, velocity, work, turn, own_start if pull is None else pull)
+                    if self._computed_with is not w:
+                        self._computed_with.copy_(w)
+            self._packing.unpack(w.sub_(own_start), deltas[site])
+        if not measure_loss:
+            return deltas, torch.zeros(sites)
+        return deltas, _mean_losses(outputs, y, share, torch.from_numpy(steps.steps))
+
+    def _bind(self, rate: float, in_place: bool) -> None:
+        weights = self._packing.views(self._computed_with)
+        target = self._packing.views(self._w if in_place else self._gradient)
+        for layer in self._layers:
+            if isinstance(layer, Parametric):
+                layer.bind(weights, target, rate, in_place)
+
+    def _forward(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        for layer in self._layers:
+            x = layer.forward(x)
+        return outputs.copy_(x)
+
+    def _backward(self, delta: torch.Tensor) -> None:
+        for position in range(len(self._layers) - 1, self._first - 1, -1):
+            delta = self._layers[position].backward(delta, position > self._first)
+
+    def _wanted(self, y: torch.Tensor) -> torch.Tensor:
+        """What outputs turned into probabilities should be: [*y.shape, outputs]."""
+        if self._outputs == 1:
+            return y[..., None].float()
+        wanted = self._scratch("wanted", (*y.shape, self._outputs)).zero_()
+        return wanted.scatter_(-1, y[..., None], 1.0)
+
+    def _pull_of_loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Gradient of the sum of the rows' losses by the outputs."""
+        delta = self._scratch("delta", outputs.shape)
+        if self._outputs == 1:
+            torch.sigmoid(outputs, out=delta)
+        else:
+            torch.softmax(outputs, 1, out=delta)
+        return delta.sub_(wanted)
+
+
+def _mean_losses(
+    outputs: torch.Tensor, y: torch.Tensor, share: torch.Tensor | None, steps: torch.Tensor
+) -> torch.Tensor:
+    """Outputs [sites, steps, batch, classes] → each site's mean batch loss, all sites at once."""
+    each = example_losses(outputs.flatten(0, 2), y.flatten()).view(y.shape)
+    of_batches = each.mean(2) if share is None else (each * share).sum(2)
+    return of_batches.sum(1) / steps.clamp_min(1)
+
+
+def sequential(model: nn.Module, layout: Layout, *, dtype: torch.dtype = torch.float32) -> Sequential:
+    assert isinstance(model, nn.Sequential)
+    return Sequential(model, layout, dtype)
