@@ -215,9 +215,7 @@ def simulate(
     strategy: Annotated[
         str, typer.Option(help="fedavg, fedprox, fedadam, scaffold …; a wrong one lists all")
     ] = "fedavg",
-    compression: Annotated[
-        str, typer.Option(help="of what devices send: 8bit, 4bit, topk …; a wrong one lists all")
-    ] = "",
+    compression: Annotated[str, typer.Option(help="of what devices send: none, 8bit, 4bit, topk …")] = "none",
     asynchronous: Annotated[bool, typer.Option("--asynchronous", help="FedBuff; --cohort is the buffer")] = False,
     always_available: Annotated[
         bool, typer.Option("--always-available", help="no virtual clock: whoever is drawn reports")

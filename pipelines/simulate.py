@@ -22,7 +22,7 @@ from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import KEYBOARD_COHORT
-from pipelines.federated.compression import find_stages
+from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import arrange, cores
 from pipelines.federated.engines.turnout import Always, OnClock, Turnout
@@ -30,8 +30,11 @@ from pipelines.federated.fleet import Fleet
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.choose import choose
 from pipelines.federated.layout import Layout
+from pipelines.federated.low_rank import LowRank
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
 from pipelines.federated.sessions import SessionCost
+from pipelines.federated.sparse import RandomMask, TopK
+from pipelines.federated.stages import Stage
 from pipelines.federated.steps import steps_of
 from pipelines.federated.store import digest
 from pipelines.federated.strategies import find_strategy
@@ -64,7 +67,7 @@ class Simulation:
     cohort: int
     rounds: int
     strategy: str = "fedavg"
-    compression: str = ""
+    compression: str = "none"
     always_available: bool = False
     asynchronous: bool = False
     bfloat16: bool = False
@@ -162,6 +165,24 @@ def simulate(
     )  # fmt: skip
 
 
+COMPRESSIONS: Mapping[str, tuple[Stage, ...]] = {
+    "none": (),
+    "8bit": (Quantise(8),),
+    "4bit": (Quantise(4),),
+    "topk": (ErrorFeedback(TopK(0.1)),),
+    "topk-8bit": (ErrorFeedback(TopK(0.1, Quantise(8))),),
+    "mask": (RandomMask(0.25),),
+    "low-rank": (ErrorFeedback(LowRank(4)),),
+}
+"""By the name that the command line takes: see `compression.py` and `benchmarks/federated_compression.py`."""
+
+
+def _stages(name: str) -> tuple[Stage, ...]:
+    if name not in COMPRESSIONS:
+        raise BadInput(f"there is no compression {name!r}; there are {', '.join(COMPRESSIONS)}")
+    return COMPRESSIONS[name]
+
+
 def folder_of(simulation: Simulation, home: Path) -> Path:
     """Where its checkpoints are."""
     return home / "simulations" / digest(asdict(simulation))
@@ -170,7 +191,7 @@ def folder_of(simulation: Simulation, home: Path) -> Path:
 def strategy_of(simulation: Simulation) -> Strategy:
     """The named strategy, with the stages of the named compression."""
     strategy = find_strategy(simulation.strategy, simulation.work, **simulation.overrides)
-    return replace(strategy, stages=(*strategy.stages, *find_stages(simulation.compression)))
+    return replace(strategy, stages=(*strategy.stages, *_stages(simulation.compression)))
 
 
 def turnout_of(simulation: Simulation, task: FleetTask, population: Population, layout: Layout) -> Turnout:
