@@ -53,9 +53,6 @@ class DataFile:
         return "://" in self.url
 
 
-UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases"
-"""The Machine Learning Repository: heart disease by Janosi, Steinbrunn, Pfisterer and Detrano, CC BY 4.0."""
-
 RECORD = "https://zenodo.org/records/10519652/files"
 """MedMNIST's official record."""
 
@@ -70,37 +67,6 @@ FILES: Mapping[str, DataFile] = {
             "e1792d3f03751cb101e99f19a63b3c1941436c988665f47853417b05be250cd8",
             size_mb=4.2,
         ),
-        DataFile(
-            f"{UCI}/heart-disease/processed.cleveland.data",
-            "a74b7efa387bc9d108d7d0115d831fe9b414b29ae7124f331b622b4efa0427c8",
-            size_mb=0.02,
-            folder="heart_disease",
-        ),
-        DataFile(
-            f"{UCI}/heart-disease/processed.hungarian.data",
-            "d1ad108f785768cd3d7e82dc522e6f5a61eea93cccfb3a46ee8076f73fc3d796",
-            size_mb=0.01,
-            folder="heart_disease",
-        ),
-        DataFile(
-            f"{UCI}/heart-disease/processed.switzerland.data",
-            "834a405ccf5b66ab4056bb77794adc8df0b7125186454c0a1d002d33c6c3b314",
-            size_mb=0.01,
-            folder="heart_disease",
-        ),
-        DataFile(
-            f"{UCI}/heart-disease/processed.va.data",
-            "e7c93d8d0d2acdadfa4c5e8de768e2191e7f618b952e29623f1f0d5949ff6b8f",
-            size_mb=0.01,
-            folder="heart_disease",
-        ),
-        DataFile(
-            "coupon.parquet",
-            "d28810d4cc71d3245c51f88d39590e6cc23d8fe16b8e618b4b6d5f666e06c4a3",
-            size_mb=0.04,
-            folder="coupon_triggering",
-        ),
-        DataFile("mnist.npz", "3def3b07c24b221d1205be3c04b013fddef3d3105e01e7ec254171adf6c1ea8e", size_mb=11.3),
     )
 }
 
@@ -214,9 +180,9 @@ def _verified(path: Path, file: DataFile) -> Path:
         raise BadInput(
             f"{path} is not the file it should be (its SHA-256 is {found}, not {file.sha256}); "
             + (
-            f"replace it by {file.url}, or unset FEDLOOP_DATA and it is downloaded"
-            if file.published
-            else "put the right file there"
-        )
+                f"replace it by {file.url}, or unset FEDLOOP_DATA and it is downloaded"
+                if file.published
+                else "put the right file there"
+            )
         )
     return path

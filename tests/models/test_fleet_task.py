@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from models import digits
 from models.errors import BadInput
-from models.fleet_task import BUILT_IN, find_fleet_task, of_images
+from models.fleet_task import find_fleet_task, of_images
 from models.image_fleet import ImageFleet, Pool
 from models.scores import outputs_of
 from models.task import Rows
 
 BUNDLED = ("keyboard", "digits")
-TASKS = (*BUILT_IN, "digits", "retina", "pneumonia")
+TASKS = ("keyboard", "coupon", "heart", "models.mnist:TWO_NN_IID", "digits", "retina", "pneumonia")
 
 
 @pytest.fixture(params=TASKS)
