@@ -172,8 +172,9 @@ class Site:
         self, job: jobs.TrainJob, steps: Steps, sent: torch.Tensor, losses: torch.Tensor, seats: Seats
     ) -> jobs.TrainAnswer:
         """The answer to a training job whose work is done; only now the site keeps what the work left it."""
-        if seats.memory:
-            self.store.remember(job.run, job.round, seats.memory)
+        # An update that is not finite is not taken, and what came with it would spoil every later round here.
+        if seats.memory and all(bool(kept.isfinite().all()) for kept in (sent, *seats.memory.values())):
+            self.store.remember(job.run, job.round, seats.memory, job.abandoned)
         weight = 1.0 if job.rule.uniform else float(steps.examples[0])
         return jobs.TrainAnswer(
             sent[0].clone(), float(steps.examples[0]), weight if steps.examples[0] > 0 else 0.0, float(losses[0])

@@ -64,7 +64,7 @@ class Manifest:
 
 
 MEMORIES_KEPT = 12
-"""Rounds of which a site keeps its memory: a server goes back some checkpoints at most."""
+"""Rounds of which a site keeps its memory, so that a server can go back to one of its last checkpoints."""
 
 
 class SiteStore:
@@ -201,18 +201,38 @@ class SiteStore:
 
     # -- memory -----------------------------------------------------------------------------------------------
 
-    def remember(self, run: str, round_number: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep a rule's or stage's vectors after a round. Older rounds stay for a server that resumes from them."""
+    def remember(
+        self, run: str, round_number: int, tensors: Mapping[str, torch.Tensor], abandoned: Collection[int] = ()
+    ) -> None:
+        """Keep a rule's or stage's vectors after a round. Some rounds before stay for a server that goes back to them.
+
+        abandoned: earlier rounds that had no effect.
+        """
         folder = self.root / "memory" / run
         write_atomically(folder / f"{round_number:06d}.safetensors", save(dict(tensors)))
-        for old in sorted(folder.glob("*.safetensors"))[:-MEMORIES_KEPT]:
-            old.unlink()
+        paths = sorted(folder.glob("*.safetensors"))
+        # A round after this one is of a future that the server took back: it will be done again.
+        lasting = [path for path in paths if int(path.stem) <= round_number and int(path.stem) not in abandoned]
+        first, kept = lasting[:-MEMORIES_KEPT][:1], lasting[-MEMORIES_KEPT:]
+        for path in first:
+            path.write_bytes(b"")  # emptied, it says that there was something before those that are kept
+        for path in set(paths) - {*first, *kept}:
+            path.unlink()
 
-    def recall(self, run: str, before: int, without: Collection[int] = ()) -> dict[str, torch.Tensor]:
-        """What was kept last before a round, rounds `without` left out: a round done again starts as it did."""
+    def recall(self, run: str, before: int, abandoned: Collection[int] = ()) -> dict[str, torch.Tensor]:
+        """What was kept last before a round, without `abandoned` ones: a round done again starts as it did.
+
+        Raises:
+            Missing: the server went back to a round of which the site's memory is not kept any more.
+        """
         paths = sorted((self.root / "memory" / run).glob("*.safetensors"), reverse=True)
-        earlier = (path for path in paths if int(path.stem) < before and int(path.stem) not in without)
+        earlier = (path for path in paths if int(path.stem) < before and int(path.stem) not in abandoned)
         newest = next(earlier, None)
+        if newest is not None and newest.stat().st_size == 0:
+            raise Missing(
+                f"site {self.site} no longer has what it kept before round {before} of run {run}: a server may go back "
+                f"{MEMORIES_KEPT - 1} rounds; remove the run's checkpoints and train it from the start"
+            )
         return {} if newest is None else load_file(newest)
 
     # -- references -------------------------------------------------------------------------------------------
