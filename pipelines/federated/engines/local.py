@@ -79,7 +79,10 @@ class LocalEngine:
                 for place, (name, (own, seat)) in enumerate(drawn.items()):
                     part = slice(place, place + 1)
                     seat.memory = {key: kept[part] for key, kept in seats.memory.items()}
-                    answers[name] = self.sites[name].report(jobs[name], own, sent[part], losses[part], seat)
+                    try:
+                        answers[name] = self.sites[name].report(jobs[name], own, sent[part], losses[part], seat)
+                    except Exception as error:  # it could not keep what the rule needs: a full disk
+                        answers[name] = self.sites[name].failure(error)
             for name in names[begin : begin + CHUNK]:
                 yield name, answers[name]
 
