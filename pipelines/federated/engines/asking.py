@@ -20,7 +20,10 @@ def collect_by_asking(engine: Engine, plan: TrainingPlan, state: TrainingState) 
     number, strategy = state.round + 1, plan.strategy
     population = [name for name in engine.population if plan.snapshots.get(name)]
     asked = plan.cohort.select(population, plan.seed, number)
-    run = digest(plan.seed, plan.labellings, plan.snapshots, strategy.describe())
+    # Without the number of rounds: a run that is made longer goes on with what its sites kept.
+    run = digest(
+        plan.seed, plan.labellings, plan.snapshots, strategy.describe(), vars(plan.cohort), plan.fresh, plan.final_rate
+    )
     jobs = {
         name: TrainJob(
             number,
