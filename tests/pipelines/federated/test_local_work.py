@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,26 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny_sites import CLASSES, LABELLING, initial, linear_model, make_engine, make_site, pictures
+from pipelines.federated.kernels.stacked import stacked
+from tiny_sites import CLASSES, initial, linear_model, pictures
 from torch.nn.functional import cross_entropy
 
-from models.draws import draw_seed, seeds_of
+from models.draws import seeds_of
 from models.images import to_tensor
 from models.sensor import Sensor
-from pipelines.federated.engines.local import LocalEngine
-from pipelines.federated.jobs import Failure, Parameters, TrainAnswer, TrainJob
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
-from pipelines.federated.kernels.stacked import stacked
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import Augment, LabelledRows, join, local_updates, site_steps
-from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.rules import PLAIN, LocalRule, Seats, Train
 from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.stages import ClipByNorm, Stage
 from pipelines.federated.steps import Steps
-from pipelines.federated.strategy import Strategy
-from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
 
 WORKS = {
@@ -63,15 +56,15 @@ def batches(steps: Steps, site: int = 0) -> list[Batch]:
     return out
 
 
-def own_seats(sites: int = 1) -> Seats:
-    return Seats(LAYOUT, seeds_of(0, np.arange(sites)))
+def own_seats(sites: int, rule: LocalRule = PLAIN) -> Seats:
+    return Seats(LAYOUT, seeds_of(0, np.arange(sites)), {name: torch.zeros(sites, LAYOUT.size) for name in rule.memory})
 
 
 def work_of(
     kernel: Kernel, steps: Steps, work: LocalWork, rule: LocalRule = PLAIN, stages: tuple[Stage, ...] = ()
 ) -> tuple[torch.Tensor, torch.Tensor]:
     start, shared = LAYOUT.flatten(initial()), rule.shared(LAYOUT.size)
-    sent, losses = local_updates(kernel, steps, start, shared, work, rule, stages, own_seats(len(steps)))
+    sent, losses = local_updates(kernel, steps, start, shared, work, rule, stages, own_seats(len(steps), rule))
     return sent.clone(), losses.clone()
 
 
@@ -256,8 +249,9 @@ def test_sites_stepped_together_do_what_each_does_alone(
 def test_local_work_leaves_the_weights_it_was_given_alone(kernel: Callable[..., Kernel]) -> None:
     start, shared = LAYOUT.flatten(initial()), torch.ones(LAYOUT.size)
     before = start.clone()
-    work, rule, seats = WORKS["momentum"], Scaffold(), own_seats(3)
-    kept = seats.memory["control"] = torch.zeros(3, LAYOUT.size)
+    work, rule = WORKS["momentum"], Scaffold()
+    seats = own_seats(3, rule)
+    kept = seats.memory["control"]
     steps = join([site_steps(rows(5), work, i, None) for i in range(3)])
     local_updates(kernel(linear_model(), LAYOUT), steps, start, shared, work, rule, (ClipByNorm(0.1),), seats)
     assert torch.equal(start, before)
@@ -315,110 +309,3 @@ def test_stages_see_the_update_and_what_a_rule_adds_travels_as_it_is(kernel: Cal
     start = LAYOUT.flatten(initial()) + first
     unpulled, _ = (part.clone() for part in run(start, steps, replace(work, proximal=0.0)))
     assert torch.allclose(whole[:, :size], first + unpulled, rtol=0, atol=1e-6)
-
-
-# -- engines ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
-def test_a_stacked_engine_trains_the_same_model_as_a_plain_one(tmp_path: Path, rule: LocalRule) -> None:
-    sizes = {"a": 5, "b": 23, "c": 12, "d": 31}
-    results: list[Parameters] = []
-    work = LocalWork(epochs=2, batch_size=6, momentum=0.9, weight_decay=1e-3)
-    for stacked in (True, False):
-        engine, snapshots = make_engine(tmp_path / str(stacked), sizes, stacked)
-        plan = TrainingPlan((LABELLING,), snapshots, 6, 11, Strategy(work, rule, (ClipByNorm(0.8),)))
-        state = train(plan, initial(), engine, tmp_path / f"states-{stacked}")
-        assert [record.reports for record in state.log] == [4] * 6
-        results.append(state.parameters)
-    assert max(float((results[0][name] - results[1][name]).abs().max()) for name in results[0]) < 1e-5
-
-
-def jobs_for(snapshots: dict[str, tuple[str, ...]], rule: LocalRule = PLAIN, number: int = 1) -> dict[str, TrainJob]:
-    """One training job for each site, as a round's are: of the same weights."""
-    parameters, shared = initial(), rule.shared(LAYOUT.size)
-    return {
-        name: TrainJob(
-            number, 0, (LABELLING,), snapshots[name], parameters, LocalWork(), rule, run="run", shared=shared
-        )
-        for name in snapshots
-    }
-
-
-@pytest.mark.parametrize("stacked", [True, False])
-def test_a_failing_site_is_a_value_among_the_others_answers(tmp_path: Path, stacked: bool) -> None:
-    engine, snapshots = make_engine(tmp_path, {"a": 6, "b": 6, "c": 6}, stacked)
-    (tmp_path / "b" / "labels" / f"{LABELLING}.parquet").unlink()
-    answers = dict(engine.ask(jobs_for(snapshots)))
-    assert list(answers) == ["a", "b", "c"]
-    assert isinstance(answers["b"], Failure)
-    assert "b has no labelling" in answers["b"].reason
-    assert isinstance(answers["a"], TrainAnswer)
-    assert isinstance(answers["c"], TrainAnswer)
-
-
-@pytest.mark.parametrize("stacked", [True, False])
-def test_a_site_that_cannot_keep_what_its_rule_needs_fails_alone(
-    tmp_path: Path, stacked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, snapshots = make_engine(tmp_path, {"a": 6, "b": 6, "c": 6}, stacked)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(engine.sites["b"].store, "remember", full)
-    answers = dict(engine.ask(jobs_for(snapshots, Scaffold())))
-    assert list(answers) == ["a", "b", "c"]
-    assert answers["b"] == Failure("b: OSError (the site's own log says more)")
-    assert isinstance(answers["a"], TrainAnswer)
-    assert isinstance(answers["c"], TrainAnswer)
-
-
-def test_a_site_without_a_part_in_the_newest_labelling_learns_from_those_it_has(tmp_path: Path) -> None:
-    site, train_ids, _ = make_site(tmp_path, "a", 9)
-    job = TrainJob(1, 0, (LABELLING, "bought-elsewhere"), train_ids, initial(), LocalWork())
-    answer = site.answer(job)
-    assert isinstance(answer, TrainAnswer)
-    assert answer.examples == 9
-
-
-def test_a_bought_label_outranks_a_spread_one_of_an_earlier_labelling(tmp_path: Path) -> None:
-    site, train_ids, _ = make_site(tmp_path, "a", 9)
-    bought = site.store.labels(LABELLING)
-    wrong = bought.assign(label=(bought["label"] + 1) % CLASSES, weight=0.5, how="spread")
-    site.store.write_labels("earlier", wrong)
-    job = TrainJob(1, 0, ("earlier", LABELLING), train_ids, initial(), LocalWork())
-    answer, expected = site.answer(job), site.answer(TrainJob(1, 0, (LABELLING,), train_ids, initial(), LocalWork()))
-    assert isinstance(answer, TrainAnswer)
-    assert isinstance(expected, TrainAnswer)
-    assert answer.examples == 9
-    assert torch.equal(answer.update, expected.update)
-
-
-@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
-def test_large_cohorts_are_stacked_in_chunks_and_keep_their_order_and_what_each_site_remembers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: LocalRule
-) -> None:
-    monkeypatch.setattr("pipelines.federated.engines.local.CHUNK", 2)
-    sizes = {name: 4 + place for place, name in enumerate("abcde")}
-    engine, snapshots = make_engine(tmp_path / "stacked", sizes, True)
-    other, _ = make_engine(tmp_path / "plain", sizes, False)
-    for number in (1, 2):
-        asked = jobs_for(snapshots, rule, number)
-        for (name, answer), (same, expected) in zip(engine.ask(asked), other.ask(asked), strict=True):
-            assert name == same
-            assert isinstance(answer, TrainAnswer)
-            assert isinstance(expected, TrainAnswer)
-            assert torch.allclose(answer.update, expected.update, rtol=1e-4, atol=1e-5)
-            assert (answer.examples, answer.weight) == (expected.examples, expected.weight)
-            assert answer.loss == pytest.approx(expected.loss, abs=1e-5)
-            kept, apart = (each.sites[name].store.recall("run", number + 1) for each in (engine, other))
-            assert kept.keys() == apart.keys() == set(rule.memory)
-            assert all(torch.allclose(kept[key], apart[key], rtol=1e-4, atol=1e-4) for key in kept)
-
-
-def test_seeds_depend_on_every_part_and_on_nothing_else() -> None:
-    parts = [(0, 1, "a"), (0, 2, "a"), (1, 1, "a"), (0, 1, "b"), (0, "1", "a")]
-    assert len({draw_seed(*each) for each in parts}) == len(parts)
-    assert draw_seed(0, 1, "a") == 2095904404771823253, "checkpoints of earlier versions go on with other batches"
-    assert all(0 <= draw_seed(*each) < 2**63 for each in parts)
