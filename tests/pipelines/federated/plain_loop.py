@@ -18,21 +18,20 @@ Batches = Callable[[int, int], list[NDArray[np.int64]]]
 """(round, site) → the rows of each local step."""
 
 FEATURES, HIDDEN, CLASSES = 4, 5, 3
-SIZE = HIDDEN * FEATURES + HIDDEN + CLASSES * HIDDEN + CLASSES
 
 
 def gradient(w: Vector, x: Vector, y: NDArray[np.int64]) -> Vector:
-    """Of the mean cross-entropy; w holds the hidden weights and biases, then the output's."""
-    parts = np.split(w, np.cumsum([HIDDEN * FEATURES, HIDDEN, CLASSES * HIDDEN]))
-    first, second = parts[0].reshape(HIDDEN, FEATURES), parts[2].reshape(CLASSES, HIDDEN)
-    hidden = np.tanh(x @ first.T + parts[1])
-    logits = hidden @ second.T + parts[3]
+    """Of the mean cross-entropy; w holds the hidden biases and weights, then the output's."""
+    parts = np.split(w, np.cumsum([HIDDEN, HIDDEN * FEATURES, CLASSES]))
+    first, second = parts[1].reshape(HIDDEN, FEATURES), parts[3].reshape(CLASSES, HIDDEN)
+    hidden = np.tanh(x @ first.T + parts[0])
+    logits = hidden @ second.T + parts[2]
     chances = np.exp(logits - logits.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)
     chances[np.arange(len(y)), y] -= 1
     above = chances / len(y)
     below = (above @ second) * (1 - hidden**2)
-    return np.concatenate([(below.T @ x).ravel(), below.sum(0), (above.T @ hidden).ravel(), above.sum(0)])
+    return np.concatenate([below.sum(0), (below.T @ x).ravel(), above.sum(0), (above.T @ hidden).ravel()])
 
 
 @dataclass(frozen=True)
