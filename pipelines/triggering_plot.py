@@ -1,0 +1,58 @@
+"""One picture of a triggering threshold: the curve that was predicted, and where the live days came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.triggering import Histogram, Live, Threshold, curve
+
+
+def picture(histogram: Histogram, chosen: Threshold, live: Mapping[str, Live], path: Path) -> Path:
+    """Click-through rate against the share shown: predicted as a line, live as points ± two standard errors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    # Below a fiftieth of the proposals the rate is that of a few.
+    points = [point for point in curve(histogram) if point.shown >= 0.02]
+    figure, axis = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
+    shown = [100 * point.shown for point in points]
+    axis.plot(shown, [100 * point.ctr for point in points], color="#4c72b0", lw=1.8, label="predicted, any threshold")
+    axis.plot(100 * chosen.shown, 100 * chosen.ctr, "o", ms=9, color="#4c72b0", label="predicted, the chosen threshold")
+    if live:
+        days = list(live.values())
+        axis.errorbar(
+            [100 * day.shown for day in days],
+            [100 * day.ctr for day in days],
+            yerr=[200 * day.ctr_error for day in days],
+            fmt="s",
+            ms=5,
+            capsize=3,
+            color="#c44e52",
+            label="live, with the threshold",
+        )
+        axis.errorbar(
+            [100.0] * len(days),
+            [100 * day.base for day in days],
+            yerr=[200 * day.base_error for day in days],
+            fmt="s",
+            ms=5,
+            capsize=3,
+            color="#8c8c8c",
+            label="live, everything shown",
+        )
+    axis.set(
+        title="Does the threshold do live what the devices' histograms predicted?",
+        xlabel="proposals still shown (%)",
+        ylabel="clicks by shown proposal (%)",
+        xlim=(0, 104),
+        ylim=(0, None),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper right", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
