@@ -58,10 +58,10 @@ class Setting:
 
 def settings() -> dict[str, Setting]:
     def iid(seed: int) -> Population:
-        return mnist.iid(100, seed=seed)
+        return mnist.iid(100, seed)
 
     def shards(seed: int) -> Population:
-        return mnist.shards(100, 2, seed=seed)
+        return mnist.shards(100, seed)
 
     return {
         "2nn_iid": Setting("2nn_iid", mnist.two_nn, iid, 1, 0.97, 87, 150, (0.1, 0.2, 0.3)),
@@ -83,7 +83,8 @@ def run(setting: Setting, rate: float, seed: int, limit: int, target: float) -> 
     plan = TrainingPlan((), {}, limit, seed, fedavg(work))
     clients = np.arange(4, dtype=np.int64)
     kernel = choose(model, layout, steps_of(population.rows(clients), work, seeds_of(0, clients)), work, None)
-    test_x, test_y = mnist.test_rows()
+    digits = mnist.load()
+    test_x, test_y = digits.test_x, digits.test_y
     seen: list[float] = []
     turnout = Always(population.size, goal)
     with FleetEngine(model, population, turnout, plan.strategy, kernel, cores(), 1, loss_every=limit) as engine:

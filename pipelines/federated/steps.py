@@ -34,9 +34,12 @@ class Steps:
     def __len__(self) -> int:
         return len(self.steps)
 
+APART = 2**32
+"""Words of a client's stream between two passes' draws: a pass must not depend on who else is in the chunk."""
+
 
 def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
-    """`work.epochs` passes over each client's rows, each in an order of its own that its seed [clients] determines.
+    """Passes over each client's rows, each in an order of its own that its seed [clients] determines.
 
     The last batch of a pass holds what is left (McMahan et al., 2017, algorithm 1).
     """
@@ -45,29 +48,38 @@ def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
     batch = work.batch_size or max(width, 1)
     per_epoch = -(-counts // batch)
     longest = int(per_epoch.max(initial=0))
-    order = np.full((len(counts), work.epochs, longest * batch), -1, dtype=np.int64)
-    for epoch in range(work.epochs):
-        order[:, epoch, :width] = permutations(seeds, counts, start=epoch * width)
-    if len(counts) and bool((counts == longest * batch).all()):
-        index = torch.from_numpy(order + rows.starts[:, None, None]).view(len(counts), -1, batch)
-        return Steps(rows.x, rows.y, index, None, per_epoch * work.epochs, counts.astype(np.float64))
+    epochs, own_epochs = work.epochs, np.full(len(counts), work.epochs, dtype=np.int64)
+    if work.updates:
+        own_epochs = -(-work.updates // np.maximum(per_epoch, 1))
+        epochs = int(own_epochs.max(initial=0))
+    order = np.full((len(counts), epochs, longest * batch), -1, dtype=np.int64)
+    for epoch in range(epochs):
+        order[:, epoch, :width] = permutations(seeds, counts, start=epoch * APART)
+    steps, examples = per_epoch * own_epochs, counts.astype(np.float64)
+    if work.updates:
+        steps = np.minimum(steps, work.updates)
+    whole = len(counts) > 0 and bool((counts == longest * batch).all())
     index = torch.from_numpy(np.where(order < 0, 0, order + rows.starts[:, None, None]))
-    weight = torch.from_numpy((order >= 0).astype(np.float32))
-    index, weight = (_close_up(part, per_epoch, work.epochs, batch) for part in (index, weight))
-    return Steps(rows.x, rows.y, index, weight, per_epoch * work.epochs, counts.astype(np.float64))
+    index = _close_up(index, per_epoch, epochs, batch)
+    weight = None if whole else _close_up(torch.from_numpy((order >= 0).astype(np.float32)), per_epoch, epochs, batch)
+    if work.updates:
+        index, weight = index[:, : work.updates], None if weight is None else weight[:, : work.updates]
+    if weight is not None:
+        weight = weight * torch.from_numpy(np.arange(weight.shape[1]) < steps[:, None])[:, :, None]
+    return Steps(rows.x, rows.y, index, weight, steps, examples)
 
 
 def _close_up(part: torch.Tensor, per_epoch: NDArray[np.int64], epochs: int, batch: int) -> torch.Tensor:
-    """[clients, epochs, rows] → [clients, steps, batch] with a client's padding behind its own last epoch's batches."""
+    """[clients, epochs, rows] → [clients, steps, batch] without the gaps that shorter clients have in every epoch.
+
+    What stands behind a client's last step is of no meaning.
+    """
     clients, _, rows = part.shape
     longest = rows // batch
-    if epochs == 1:
-        return part.view(clients, longest, batch)
+    if epochs == 1 or bool((per_epoch == longest).all()):
+        return part.view(clients, epochs * longest, batch)
     step = np.arange(epochs * longest)
     own = np.minimum(step[None, :], np.maximum(per_epoch * epochs - 1, 0)[:, None])
     each = np.maximum(per_epoch, 1)[:, None]
     source = torch.from_numpy(own // each * longest + own % each)
-    closed = part.view(clients, epochs * longest, batch).gather(1, source[:, :, None].expand(-1, -1, batch))
-    if part.is_floating_point():
-        closed = closed * torch.from_numpy(step[None, :] < (per_epoch * epochs)[:, None])[:, :, None]
-    return closed
+    return part.view(clients, epochs * longest, batch).gather(1, source[:, :, None].expand(-1, -1, batch))

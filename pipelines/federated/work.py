@@ -13,7 +13,8 @@ class LocalWork:
         g += the rule's correction (SCAFFOLD) + proximal · (w − anchor) + weight_decay · w
         v = momentum · v + g;  w −= learning_rate · v
 
-    which is torch.optim.SGD's. batch_size 0 takes all of a site's rows at once; the velocity starts at 0 each round.
+    which is torch.optim.SGD's. updates: steps in a round whatever a site's number of rows, going round its rows as
+    often as that takes; 0 leaves it to `epochs`. batch_size 0 takes all of a site's rows at once; the velocity starts at 0 each round.
     The proximal term is FedProx' (Li et al., 2020), its anchor the weights that the server sent.
     """
 
@@ -24,6 +25,7 @@ class LocalWork:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     proximal: float = 0.0
+    updates: int = 0
 
     def with_proximal(self, strength: float) -> LocalWork:
         return replace(self, proximal=strength)

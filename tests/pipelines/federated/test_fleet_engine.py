@@ -1,4 +1,4 @@
-"""The fleet engine: however a cohort is cut into chunks and processes, and whatever stops the run, the result is one."""
+"""The fleet engine: however a cohort is cut into chunks and processes, whatever stops the run, the result is one."""
 
 from __future__ import annotations
 
