@@ -90,7 +90,9 @@ class Sequential:
         self._computed_with = self._w if dtype == torch.float32 else torch.zeros(layout.size, dtype=dtype)
         self._layers = _layers(model, self._scratch, dtype)
         self._first = next(i for i, layer in enumerate(self._layers) if isinstance(layer, Parametric))
-        self._outputs = layout.shapes[layout.names.index(f"{len(model) - 1}.weight")][0]
+        last = list(model.children())[-1]
+        assert isinstance(last, nn.Linear)
+        self._outputs = last.out_features
 
     def __call__(
         self,
