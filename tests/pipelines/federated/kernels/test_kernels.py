@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import MODELS, Make, build, draw_steps, furthest, reference, works
 
-from pipelines.federated.kernels import linear, sequential
+from pipelines.federated.kernels import linear, sequential, stacked
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.work import LocalWork
@@ -20,6 +20,7 @@ KERNELS: dict[str, Make] = {
     "plain-channels-last": lambda model, layout: plain(model, layout, channels_last=True),
     "sequential": sequential.sequential,
     "linear": linear.linear,
+    "stacked": stacked.stacked,
 }
 ABILITY = {"sequential": sequential.able, "linear": linear.able}
 ABLE = [
