@@ -10,7 +10,7 @@ the baseline's score, and some effects depend on one another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ FEATURES = PAST + 4
 USERS_PAST = (PAST, PAST + 2, PAST + 3)
 """The columns of it that are the same in all of a user's rows."""
 
-BLOCK = 256
+BLOCK = 512
 """Users drawn at a time: their random words and rows stay in a processor's cache."""
 
 _GRID = np.float32(64.0)
@@ -93,6 +93,7 @@ class Truth:
     together: Floats
 
     @classmethod
+    @lru_cache(maxsize=64)  # asked for with every chunk of devices
     def on(cls, day: int, drift: float) -> Truth:
         """The truth of a day: the topics' appeal swings by `drift` log-odds over four weeks, each in its own phase."""
         chance = normals(seeds_of(draw_seed("keyboard", "truth"), np.arange(FEATURES)), HOURS)
