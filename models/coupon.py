@@ -9,7 +9,7 @@ never met, as a triggering model is.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,5 @@ RECIPE = {"rounds": 200, "epochs": 1, "batch_size": 10, "learning_rate": 0.1, "g
 
 TASK = FleetTask("coupon", build_model, people, evaluate, "auc", TRAINED, RECIPE)
 
-PERSONAL = replace(
-    TASK, name="coupon-personal", population=lambda size, seed: people(size, seed, held_out_every=4)
-)  # every fourth answer of a person is held out
+PERSONAL = replace(TASK, name="coupon-personal", population=partial(people, held_out_every=4))
+"""Every fourth answer of a person is held out, so that a person's own model can be judged."""
