@@ -30,23 +30,17 @@ class Case:
 
     def plain(self) -> plain_loop.Setting:
         """The same as numpy arrays; the order of a site's rows is the only thing that is taken from the product."""
-        population = self.sites.population
+        population, work = self.sites.population, self.work
         data = [(x.double().numpy(), y.numpy()) for x, y in map(self._rows, range(population.size))]
-        drawn: dict[tuple[int, int], list[NDArray[np.int64]]] = {}
-        for number, cohort in enumerate(self.sites.cohorts, 1):
-            sites = np.array(cohort)
-            steps = steps_of(population.rows(sites), self.work, self.sites.seeds(SEED, number, sites))
+
+        def batches(number: int, site: int) -> list[NDArray[np.int64]]:
+            alone = np.array([site])
+            steps = steps_of(population.rows(alone), work, self.sites.seeds(SEED, number, alone))
             weight = torch.ones(steps.index.shape) if steps.weight is None else steps.weight
-            for place, site in enumerate(cohort):
-                first = int(population.starts[site])
-                drawn[number, site] = [
-                    (steps.index[place, step][weight[place, step] > 0]).numpy() - first
-                    for step in range(int(steps.steps[place]))
-                ]
-        work = self.work
-        return plain_loop.Setting(
-            data, self.sites.cohorts, lambda number, site: drawn[number, site], work.learning_rate, work.momentum
-        )
+            places = steps.index[0] - int(population.starts[site])
+            return [places[step][weight[0, step] > 0].numpy() for step in range(int(steps.steps[0]))]
+
+        return plain_loop.Setting(data, self.sites.cohorts, batches, work.learning_rate, work.momentum)
 
     def _rows(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self.sites.population.rows(np.array([site])).client(0)

@@ -87,8 +87,7 @@ def test_scores_are_each_sites_own() -> None:
 
 
 def test_a_comparison_does_not_depend_on_how_many_sites_are_tuned_at_once() -> None:
-    counts = [8] * 5
-    population = with_held_out(make_population(counts, 1), make_population([6] * 5, 1))
+    population = with_held_out(make_population([8, 3, 12, 5, 8], 1), make_population([6, 2, 9, 4, 6], 1))
     model, clients = make_model(), np.array([4, 0, 2, 3])
     kernel = plain(model, Layout.of_model(model))
     whole = compare(kernel, model, population, clients, flat(model), WORK, 3, untrained=flat(model))
