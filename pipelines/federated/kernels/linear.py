@@ -31,7 +31,7 @@ class Linear:
     """The weights of all sites are the rows of one matrix [sites, size], whatever the order within a row."""
 
     def __init__(self, layout: Layout, chunk: int = 128) -> None:
-        self.name, self.chunk = "linear", chunk
+        self.name, self.chunk = f"linear-{chunk}", chunk
         shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._weight = next(name for name in shapes if name.endswith("weight"))
         self._bias = next((name for name in shapes if name.endswith("bias")), None)
