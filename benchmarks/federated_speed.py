@@ -1,0 +1,342 @@
+"""How fast is a simulated round? fedloop and its peers on the same models, data and mathematics, taking turns.
+
+    python benchmarks/federated_speed.py [--quick] [--workload NAME ...] [--peers NAME ...]
+
+Each peer runs in an environment of its own, which is made at the first call (`benchmarks/peers/`). Before anything is
+timed, each one's aggregate must agree with a loop in float64. Then the peers take turns, a few seconds each, so that
+whatever else the machine does hits all of them; the medians of their client updates a second are compared, and of a
+peer's variants the best one counts. --quick takes two workloads, one variant of each peer whose environment exists,
+and not Flower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "peers"))  # no package: the peers' environments import from it too
+
+import machine  # noqa: E402
+import reference  # noqa: E402
+from environments import PeerMissing  # noqa: E402
+from worker import PeerFailed, Variant, Worker  # noqa: E402
+from workloads import WORKLOADS, Workload  # noqa: E402
+
+OURS, LOOP, PFL, FLOWER, FEDJAX = "fedloop", "plain_loop", "apple_pfl", "flower", "google_fedjax"
+TITLES = {OURS: "fedloop", LOOP: "PyTorch loop", PFL: "pfl-research", FLOWER: "Flower", FEDJAX: "FedJAX"}
+AGREES = 1e-5  # largest difference of a weight's change from float64
+ALIKE = 0.1  # of the norm, over a whole epoch with kinks, where float32 leaves the path (see Workload.checked)
+LONG_S = 30.0  # a round this long is measured once, by the round that was checked
+HOPELESS = 0.5  # a variant slower than this share of its peer's best is measured once
+START_S, ROUND_S = 900.0, 900.0
+
+
+def variants(workload: Workload, cores: int) -> list[Variant]:
+    """In the order in which they take turns."""
+    many, each = str(cores), ("--threads", "1")
+    found = [
+        Variant(OURS, "as it chooses"),
+        Variant(LOOP, "one thread", each),
+        Variant(PFL, "one process", ("--threads", many if len(workload.input) > 1 else "1")),
+        Variant(FLOWER, f"{cores} actors", ("--processes", many)),
+    ]
+    # On convolutions, scan and vmap are several times slower than jit.
+    forms = ("vmap", "jit", "scan") if len(workload.input) == 1 else ("jit",)
+    found += [Variant(FEDJAX, form, ("--variant", form, "--threads", many)) for form in forms]
+    if cores > 1:
+        found += [
+            Variant(LOOP, f"{cores} processes", (*each, "--processes", many)),
+            Variant(PFL, f"{cores} processes", (*each, "--processes", many)),
+        ]
+        copies = [form for form in forms if form != "scan"]
+        found += [Variant(FEDJAX, f"{form}, {cores} copies", (*each, "--variant", form), cores) for form in copies]
+    return found
+
+
+def measure(
+    workloads: Sequence[str] = tuple(WORKLOADS),
+    repetitions: int = 5,
+    seconds: float = 2.0,
+    peers: Sequence[str] = tuple(TITLES),
+    quick: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """All workloads, as plain values for JSON. `quick`: one variant of a peer, and no environment is made."""
+    peaks = machine.measure()
+    cores = machine.cores()
+    found: dict[str, Any] = {"machine": {"cores": cores, **peaks}, "repetitions": repetitions, "workloads": {}}
+    for name in workloads:
+        workload = WORKLOADS[name]
+        chosen = [variant for variant in variants(workload, cores) if variant.peer in peers]
+        if quick:
+            chosen = [next(variant for variant in chosen if variant.peer == peer) for peer in peers]
+        measured = _workload(workload, chosen, repetitions, seconds, not quick, say)
+        found["workloads"][name] = {
+            "says": workload.says,
+            "flops_per_update": workload.flops,
+            "cohort": workload.cohort,
+            "examples": workload.examples,
+            "weights": workload.size,
+            "variants": measured,
+            **compare(workload, measured, peaks),
+        }
+    return found
+
+
+def _workload(
+    workload: Workload,
+    chosen: list[Variant],
+    repetitions: int,
+    seconds: float,
+    make: bool,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """By variant's name: its rates and what it says of itself, or the reason why there are none."""
+    workers: dict[str, Worker] = {}
+    out: dict[str, dict[str, Any]] = {}
+    try:
+        for variant in chosen:
+            out[variant.name] = {"peer": variant.peer, "variant": variant.says, "rates": []}
+            try:
+                workers[variant.name] = Worker(variant, workload.name, make)
+            except PeerMissing as error:
+                out[variant.name]["missing"] = str(error)
+                say(f"{workload.name}: {variant.name} is left out: {error}")
+        for name in [*workers]:
+            try:
+                out[name] |= _first(workload, workers[name])
+                once = len(out[name]["rates"]) > 0
+            except PeerFailed as error:
+                out[name]["failed"], once = str(error), True
+                say(f"{workload.name}: {name} failed: {error}")
+            if once:
+                workers.pop(name).end()
+        _agree(workload, out)
+        for repetition in range(repetitions):
+            for name in [*workers]:
+                try:
+                    out[name]["rates"].append(workers[name].run(seconds, ROUND_S))
+                except PeerFailed as error:
+                    out[name]["failed"] = str(error)
+                    workers.pop(name).end()
+                    say(f"{workload.name}: {name} failed: {error}")
+            if repetition == 0:
+                for name in _hopeless(out):
+                    if name in workers:
+                        workers.pop(name).end()
+            say(f"{workload.name}: repetition {repetition + 1} of {repetitions}")
+    finally:
+        for worker in workers.values():
+            worker.end()
+    for of in out.values():
+        if of["rates"]:
+            of |= summary(of["rates"])
+    return out
+
+
+def _first(workload: Workload, worker: Worker) -> dict[str, Any]:
+    """What the worker says of itself, how far its aggregates are off, and its rate if a second round would be long."""
+    ready = worker.ready(START_S)
+    known = {key: ready[key] for key in ("threads", "processes", "versions", "settings")}
+    known["processes"] *= worker.variant.copies
+    for examples in sorted({workload.checked, workload.examples}):
+        with tempfile.TemporaryDirectory() as folder:
+            answer = worker.aggregate(Path(folder) / "aggregate.npy", examples, ROUND_S)
+            orders = Path(answer["orders"]) if "orders" in answer else None
+            largest, norm = reference.differences(workload, Path(answer["aggregate"]), orders, examples)
+        if examples == workload.checked:
+            known["difference"] = largest
+        known["relative_difference"] = norm
+    if answer["seconds"] > LONG_S:
+        known["rates"] = [answer["updates"] / answer["seconds"]]
+    return known
+
+
+def _agree(workload: Workload, out: dict[str, dict[str, Any]]) -> None:
+    measured = {name: of for name, of in out.items() if "difference" in of}
+    wrong = [
+        f"{name} by {of['difference']:.1e}, in all by {of['relative_difference']:.1%}"
+        for name, of in measured.items()
+        if not (of["difference"] < AGREES and of["relative_difference"] < ALIKE)
+    ]
+    if wrong:
+        raise AssertionError(f"{workload.name}: not the same mathematics as the loop: {'; '.join(wrong)}")
+
+
+def _hopeless(out: dict[str, dict[str, Any]]) -> list[str]:
+    best: dict[str, float] = {}
+    for of in out.values():
+        if of["rates"]:
+            best[of["peer"]] = max(best.get(of["peer"], 0.0), of["rates"][0])
+    return [name for name, of in out.items() if of["rates"] and of["rates"][0] < HOPELESS * best[of["peer"]]]
+
+
+def summary(rates: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else rates * 3
+    return {"median": middle, "quartile_low": low, "quartile_high": high, "lowest": min(rates), "highest": max(rates)}
+
+
+def compare(workload: Workload, measured: dict[str, dict[str, Any]], peaks: dict[str, Any]) -> dict[str, Any]:
+    """The best variant of every peer; how many times faster ours is; and how much of our time is arithmetic."""
+    best: dict[str, str] = {}
+    for name, of in measured.items():
+        if "median" in of and ("failed" not in of):
+            peer = of["peer"]
+            if peer not in best or of["median"] > measured[best[peer]]["median"]:
+                best[peer] = name
+    found: dict[str, Any] = {"best": best}
+    if OURS not in best:
+        return found
+    ours = measured[best[OURS]]
+    others = {TITLES[peer]: name for peer, name in best.items() if peer != OURS}
+    loop = next((name for name, of in measured.items() if of["peer"] == LOOP and of["variant"] == "one thread"), None)
+    if loop and "median" in measured[loop]:
+        others["PyTorch loop, one thread"] = loop
+    found["times"] = {title: _times(ours, measured[name]) for title, name in others.items()}
+    if others:
+        fastest = max(others.values(), key=lambda name: measured[name]["median"])
+        found["times"]["the fastest of them"] = {**_times(ours, measured[fastest]), "is": fastest}
+    peak = max(of["sgemm_gflops"] for of in peaks.values())
+    achieved = ours["median"] * workload.flops / 1e9
+    found["arithmetic"] = {"gflops": achieved, "share_of_peak": achieved / peak, "peak_gflops": peak}
+    return found
+
+
+def _times(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Of the medians; lowest and highest over the repetitions, in each of which both took their turn."""
+    pairs = [a / b for a, b in zip(ours["rates"], other["rates"], strict=False)]
+    return {"median": ours["median"] / other["median"], "lowest": min(pairs), "highest": max(pairs)}
+
+
+def flute(repetitions: int = 3) -> dict[str, Any]:
+    """FLUTE's published setting: seconds from a process's start to its end.
+
+    Logistic regression on 784 pixels and ten classes, 1,000 clients, 10 of them a round, 100 rounds.
+    """
+    script = HERE / "peers" / "flute_setting.py"
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+        times.append(time.perf_counter() - began)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines()
+            return {"failed": lines[-1] if lines else f"ended with {done.returncode}"}
+    return {"seconds": times, "median": statistics.median(times), "says": flute.__doc__.splitlines()[2].strip()}
+
+
+def show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=118)
+    for name, of in found["workloads"].items():
+        table = Table(title=f"{name}: {of['says']}; client updates a second", title_justify="left")
+        for column in ("peer", "variant", "median", "lowest – highest", "off by"):
+            table.add_column(column, justify="left" if column in ("peer", "variant") else "right")
+        for variant in of["variants"].values():
+            told = next((variant[key] for key in ("missing", "failed") if key in variant), None)
+            cells = [TITLES[variant["peer"]], variant["variant"]]
+            if "median" in variant:
+                spread = f"{short(variant['lowest'])} – {short(variant['highest'])}"
+                cells += [short(variant["median"]), spread, f"{variant['difference']:.0e}"]
+            else:
+                cells += ["–", (told or "")[:60], ""]
+            table.add_row(*cells)
+        console.print(table)
+        for other, times in of.get("times", {}).items():
+            named = f" ({times['is']})" if "is" in times else ""
+            spread = f"{times['lowest']:.2f} – {times['highest']:.2f}"
+            console.print(f"  fedloop is {times['median']:.2f} times as fast as {other}{named}, {spread}")
+        if "arithmetic" in of:
+            share = of["arithmetic"]
+            console.print(
+                f"  fedloop does {share['gflops']:.0f} GF/s, {share['share_of_peak']:.0%} of what products of large "
+                f"matrices reach here ({share['peak_gflops']:.0f} GF/s)"
+            )
+    for name, rates in found["machine"].items():
+        if isinstance(rates, dict):
+            console.print(f"machine, {name}: " + ", ".join(f"{key} {value:.0f}" for key, value in rates.items()))
+    if "flute" in found:
+        console.print(f"FLUTE's setting: {found['flute']}")
+
+
+def short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # One hue carries the answer; the peers are told apart by shade, and every bar says its value.
+    colours = {OURS: "#c2410c", LOOP: "#334155", PFL: "#64748b", FEDJAX: "#94a3b8", FLOWER: "#cbd5e1"}
+    names = [name for name, of in found["workloads"].items() if of["best"]]
+    figure, axes = pyplot.subplots(figsize=(9.5, 0.5 + 1.25 * len(names)), layout="constrained")
+    height, ticks = 0.17, []
+    for row, name in enumerate(names):
+        of = found["workloads"][name]
+        present = [peer for peer in colours if peer in of["best"]]
+        for index, peer in enumerate(present):
+            variant = of["variants"][of["best"][peer]]
+            at = row + (index - (len(present) - 1) / 2) * height
+            spread = [[variant["median"] - variant["lowest"]], [variant["highest"] - variant["median"]]]
+            bar = axes.barh(at, variant["median"], height * 0.9, xerr=spread, color=colours[peer], ecolor="#0f172a")
+            bar.set_label(TITLES[peer] if peer not in ticks else "_")
+            ticks.append(peer)
+            axes.annotate(
+                short(variant["median"]), (variant["highest"], at), (4, 0), textcoords="offset points", va="center",
+                fontsize=7,
+            )  # fmt: skip
+    axes.set_yticks(range(len(names)), [found["workloads"][name]["says"].replace(", ", "\n", 1) for name in names])
+    axes.tick_params(axis="y", labelsize=8, length=0)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    axes.set_xlabel("client updates a second (log scale); best variant of each, median, lowest to highest")
+    axes.set_title(
+        f"How many clients does a machine with {found['machine']['cores']} cores train in a second?", loc="left"
+    )
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--workload", nargs="+", choices=[*WORKLOADS], default=[*WORKLOADS])
+    parser.add_argument("--peers", nargs="+", choices=[*TITLES], default=[*TITLES])
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn, at least one round")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        peers = [peer for peer in arguments.peers if peer != FLOWER]
+        found = measure(("lr100", "mlp2nn"), 3, 0.5, peers, quick=True, say=print)
+    else:
+        found = measure(arguments.workload, arguments.repetitions, arguments.seconds, arguments.peers, say=print)
+        found["flute"] = flute()
+    show(found)
+    ending = "-quick" if arguments.quick else ""
+    results = HERE / "results" / f"federated_speed{ending}.json"
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"kept in {results.relative_to(HERE.parent)}")
+    if not arguments.quick:
+        plot(found, HERE.parent / "docs" / "images" / "federated_speed.png")
+
+
+if __name__ == "__main__":
+    main()
