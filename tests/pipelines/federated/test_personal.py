@@ -9,7 +9,7 @@ import plain_loop
 import pytest
 import torch
 from drawn_settings import SEED, Case, case_of, cases
-from few_sites import make_model, make_population, run, weights_of
+from few_sites import FewSites, kept, make_model, make_population, run, weights_of
 from hypothesis import given, settings
 from torch.nn.functional import cross_entropy
 
@@ -39,7 +39,7 @@ def test_dittos_personal_models_are_the_papers(case: Case) -> None:
     state = run(ditto(case.work, pull=0.3), case.sites, SEED)
     _, personal = plain_loop.ditto(case.plain(), case.start, 0.3)
     for site in range(case.sites.population.size):
-        found = state.context["personal"][site].double().numpy()
+        found = kept(state, "personal", case.sites.population.size)[site].double().numpy()
         assert np.abs(found - personal.get(site, np.zeros_like(found))).max() < 2e-6
 
 
@@ -58,7 +58,7 @@ def test_a_strong_pull_keeps_personal_models_at_the_shared_one_and_none_lets_the
     apart = []
     for pull in (0.0, 5.0):
         state = run(ditto(case.work, pull), case.sites, SEED)
-        apart.append(float((state.context["personal"].double() - torch.from_numpy(case.start)).norm()))
+        apart.append(float((kept(state, "personal", 2).double() - torch.from_numpy(case.start)).norm()))
     assert apart[1] < 0.5 * apart[0]
 
 
@@ -106,13 +106,12 @@ def test_personal_models_help_where_sites_disagree() -> None:
     population = replace(population, x=population.x * sign)
     halves = [replace(population, starts=population.starts + at, sizes=population.sizes // 2) for at in (0, 30)]
     split = with_held_out(*halves)
-    case = case_of([1], [list(range(6))] * 5, work=WORK)
-    case.sites.population = split
-    state = run(ditto(WORK), case.sites, SEED)
+    model = make_model()
+    state = run(ditto(WORK), FewSites(split, [list(range(6))] * 5, model), SEED)
     weights = Layout.of(state.parameters).flatten(state.parameters)
     found = compare(
-        case.sites.kernel, case.sites.model, split, np.arange(6), weights, WORK, 1,
-        untrained=flat(make_model()), personal=state.context["personal"],
+        plain(model, Layout.of_model(model)), model, split, np.arange(6), weights, WORK, 1,
+        untrained=flat(model), personal=kept(state, "personal", 6),
     )  # fmt: skip
     summary = found.summary()
     assert summary["global"]["improved"] == summary["global"]["worsened"] == 0

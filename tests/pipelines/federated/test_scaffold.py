@@ -6,7 +6,7 @@ import numpy as np
 import plain_loop
 import torch
 from drawn_settings import SEED, Case, case_of, cases
-from few_sites import run, weights_of
+from few_sites import kept, run, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ def test_both_kinds_of_control_variates_are_the_papers(case: Case) -> None:
     state = run(scaffold(case.work), case.sites, SEED)
     _, c, own = plain_loop.scaffold(case.plain(), case.start)
     assert np.abs(state.shared.double().numpy() - c).max() < 2e-5
-    assert np.abs(state.context["control"].double().numpy() - np.stack(own)).max() < 2e-5
+    assert np.abs(kept(state, "control", case.sites.population.size).double().numpy() - np.stack(own)).max() < 2e-5
 
 
 @settings(max_examples=8, deadline=None)
@@ -31,7 +31,7 @@ def test_both_kinds_of_control_variates_are_the_papers(case: Case) -> None:
 def test_the_servers_variate_stays_the_mean_of_everybodys(case: Case) -> None:
     """Whoever takes part, and with momentum too: c = mean of all cᵢ, absent sites included."""
     state = run(scaffold(case.work), case.sites, SEED)
-    assert torch.allclose(state.shared, state.context["control"].mean(dim=0), atol=1e-5)
+    assert torch.allclose(state.shared, kept(state, "control", case.sites.population.size).mean(dim=0), atol=1e-5)
 
 
 @given(st.integers(0, 3))
