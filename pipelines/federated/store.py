@@ -209,7 +209,9 @@ class SiteStore:
         abandoned: earlier rounds that had no effect.
         """
         folder = self.root / "memory" / run
-        write_atomically(folder / f"{round_number:06d}.safetensors", save(dict(tensors)))
+        # Copies: the format refuses tensors that share their memory, and a rule may keep one under two names.
+        data = save({name: tensor.clone() for name, tensor in tensors.items()})
+        write_atomically(folder / f"{round_number:06d}.safetensors", data)
         paths = sorted(folder.glob("*.safetensors"))
         # A round after this one is of a future that the server took back: it will be done again.
         lasting = [path for path in paths if int(path.stem) <= round_number and int(path.stem) not in abandoned]
