@@ -64,4 +64,4 @@ def collect_by_asking(engine: Engine, plan: TrainingPlan, state: TrainingState) 
 
 def _is_finite(answer: TrainAnswer) -> bool:
     """One diverged site would turn everybody's weights into NaN."""
-    return math.isfinite(answer.examples) and bool(answer.update.isfinite().all())
+    return math.isfinite(answer.examples + answer.weight) and bool(answer.update.isfinite().all())
