@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from tiny_sites import LABELLING, initial, make_engine, make_site
+from tiny_runs import RULES, SIZES, WORK, Trail, equal, plan_over, sites_in
+from tiny_sites import LABELLING, initial, make_site
 
 from models.errors import Missing
 from pipelines.federated.checkpoints import KEPT
@@ -22,52 +21,16 @@ from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import Answer, Failure, Job, TrainAnswer, TrainJob
 from pipelines.federated.layout import Layout
 from pipelines.federated.plan import Context, Gathered, TrainingPlan, TrainingState
-from pipelines.federated.rules import LocalRule, Seats, Train
+from pipelines.federated.rules import LocalRule
 from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.store import MEMORIES_KEPT, SiteStore
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
 
-SIZES = {"a": 8, "b": 13, "c": 5}
-WORK = LocalWork(epochs=1, batch_size=5, learning_rate=0.1, momentum=0.9)
 LAYOUT = Layout.of(initial())
-
-
-@dataclass(frozen=True)
-class Trail:
-    """Every site adds half of where it went before, the server a tenth of its last step: nothing may be forgotten."""
-
-    name: str = "trail"
-    memory: tuple[str, ...] = ("trail",)
-    uniform: bool = False
-
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(size)
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        deltas, losses = train(start)
-        sent = deltas + 0.5 * seats.memory["trail"]
-        seats.memory["trail"] = sent
-        return sent, losses
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        update = mean + 0.1 * shared
-        return update, update
-
-
-RULES: tuple[LocalRule, ...] = (Trail(), Scaffold())
-each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+REMEMBERING = [rule for rule in RULES.values() if rule.memory]
+each_rule = pytest.mark.parametrize("rule", REMEMBERING, ids=lambda rule: rule.name)
 
 
 # -- the store --------------------------------------------------------------------------------------------------
@@ -87,6 +50,17 @@ def test_a_site_recalls_what_it_kept_last_before_a_round(tmp_path: Path) -> None
     assert store.recall("run", 5, (4,))["v"][0, 0].item() == 2
     assert store.recall("run", 5, (1, 2, 4)) == {}
     assert store.recall("another", 5) == {}
+
+
+def test_what_a_rule_keeps_may_be_one_tensor_under_two_names_or_a_part_of_a_larger_one(tmp_path: Path) -> None:
+    store, stack = SiteStore(tmp_path / "site"), torch.arange(12.0).view(3, 4)
+    store.remember("run", 1, {"last": stack[1:2], "best": stack[1:2], "slow": stack.T[:1]})
+    recalled = store.recall("run", 2)
+    assert {name: tensor.tolist() for name, tensor in recalled.items()} == {
+        "last": [[4, 5, 6, 7]],
+        "best": [[4, 5, 6, 7]],
+        "slow": [[0, 4, 8]],
+    }
 
 
 forth, back = st.tuples(st.just("forth"), st.integers(1, 16)), st.tuples(st.just("back"), st.integers(1, 20))
@@ -135,7 +109,7 @@ def job(train_ids: tuple[str, ...], round_number: int, work: LocalWork = WORK) -
     return TrainJob(round_number, 0, (LABELLING,), train_ids, initial(), work, Scaffold(), run="run", shared=shared)
 
 
-def test_a_job_asked_twice_is_answered_twice_the_same(tmp_path: Path) -> None:
+def test_a_job_asked_twice_is_answered_twice_the_equal(tmp_path: Path) -> None:
     site, train_ids, _ = make_site(tmp_path, "a", 9)
     answers = [site.answer(job(train_ids, asked)) for asked in (1, 2, 2, 3, 1, 2)]
     updates = [answer.update for answer in answers if isinstance(answer, TrainAnswer)]
@@ -158,7 +132,7 @@ def test_a_site_that_diverged_keeps_what_it_had_before(tmp_path: Path) -> None:
 
 
 def test_a_site_without_a_rule_that_remembers_keeps_nothing(tmp_path: Path) -> None:
-    engine, snapshots = make_engine(tmp_path, SIZES)
+    engine, snapshots = sites_in(tmp_path)
     train(TrainingPlan((LABELLING,), snapshots, 2, 3, Strategy(WORK)), initial(), engine, tmp_path / "states")
     assert not list(tmp_path.glob("*/memory"))
 
@@ -187,21 +161,12 @@ class Lossy:
             yield name, Failure(f"{name}: lost") if self.lost(asked.round) else answer
 
 
-def plan_over(snapshots: Mapping[str, tuple[str, ...]], rounds: int, rule: LocalRule) -> TrainingPlan:
-    return TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(WORK, rule), Cohort(goal=2))
-
-
-def same(one: TrainingState, other: TrainingState) -> bool:
-    weights, others = LAYOUT.flatten(one.parameters), LAYOUT.flatten(other.parameters)
-    return one.log == other.log and torch.equal(weights, others) and torch.equal(one.shared, other.shared)
-
-
 @pytest.mark.parametrize("stacked", [True, False])
 def test_a_rule_finds_at_each_round_what_it_left_at_the_last_that_counted(tmp_path: Path, stacked: bool) -> None:
     """Against a loop that keeps every site's memory itself; rounds 3, 4 and 6 are abandoned."""
-    engine, snapshots = make_engine(tmp_path, SIZES, stacked)
+    engine, snapshots = sites_in(tmp_path, stacked)
     lost, rounds = {3, 4, 6}, 8
-    plan = replace(plan_over(snapshots, rounds, Trail()), cohort=Cohort())
+    plan = TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(WORK, Trail()))
     state = train(plan, initial(), Lossy(engine, lambda now: now in lost), tmp_path / "states")
     assert state.abandoned == (3, 4, 6)
 
@@ -229,7 +194,7 @@ def test_a_run_taken_up_at_an_earlier_checkpoint_ends_with_the_same_bits(
     tmp_path: Path, rule: LocalRule, stacked: bool
 ) -> None:
     """Over the same sites, who remember what the server took back: also where it has to start again."""
-    engine, snapshots = make_engine(tmp_path / "sites", SIZES, stacked)
+    engine, snapshots = sites_in(tmp_path / "sites", stacked)
     lossy = Lossy(engine, lambda now: now % 5 in (2, 3))
     plan = plan_over(snapshots, MEMORIES_KEPT * 2, rule)
     saved: dict[int, tuple[str, bytes]] = {}
@@ -246,11 +211,11 @@ def test_a_run_taken_up_at_an_earlier_checkpoint_ends_with_the_same_bits(
         if back < plan.rounds:
             name, content = saved[plan.rounds - back]
             (folder / name).write_bytes(content)
-        assert same(train(plan, initial(), lossy, folder), end), back
+        assert equal(train(plan, initial(), lossy, folder), end), back
 
 
 def test_a_server_that_goes_back_too_far_is_told_so(tmp_path: Path) -> None:
-    engine, snapshots = make_engine(tmp_path / "sites", SIZES)
+    engine, snapshots = sites_in(tmp_path / "sites")
     plan = replace(plan_over(snapshots, MEMORIES_KEPT + 2, Trail()), cohort=Cohort())
     early = tmp_path / "early"
     train(replace(plan, rounds=1), initial(), engine, early)
@@ -261,20 +226,20 @@ def test_a_server_that_goes_back_too_far_is_told_so(tmp_path: Path) -> None:
 
 @each_rule
 def test_another_run_over_the_same_sites_starts_with_nothing(tmp_path: Path, rule: LocalRule) -> None:
-    engine, snapshots = make_engine(tmp_path / "used", SIZES)
-    fresh, same_snapshots = make_engine(tmp_path / "fresh", SIZES)
+    engine, snapshots = sites_in(tmp_path / "used")
+    fresh, same_snapshots = sites_in(tmp_path / "fresh")
     assert snapshots == same_snapshots
     base = plan_over(snapshots, 4, rule)
     plans = [base, replace(base, cohort=Cohort(goal=1)), replace(base, cohort=Cohort(goal=2)), replace(base, seed=4)]
     for place, plan in enumerate(plans):
         used = train(plan, initial(place), engine, tmp_path / f"states-{place}")
-        fresh, _ = make_engine(tmp_path / f"fresh-{place}", SIZES)
-        assert same(used, train(plan, initial(place), fresh, tmp_path / f"others-{place}")), place
+        fresh, _ = sites_in(tmp_path / f"fresh-{place}")
+        assert equal(used, train(plan, initial(place), fresh, tmp_path / f"others-{place}")), place
 
 
 @each_rule
 def test_a_run_that_is_made_longer_is_one_run(tmp_path: Path, rule: LocalRule) -> None:
-    engine, snapshots = make_engine(tmp_path / "sites", SIZES)
+    engine, snapshots = sites_in(tmp_path / "sites")
     train(plan_over(snapshots, 3, rule), initial(), engine, tmp_path / "states")
     longer = train(plan_over(snapshots, 6, rule), initial(), engine, tmp_path / "states")
-    assert same(longer, train(plan_over(snapshots, 6, rule), initial(), engine, tmp_path / "whole"))
+    assert equal(longer, train(plan_over(snapshots, 6, rule), initial(), engine, tmp_path / "whole"))

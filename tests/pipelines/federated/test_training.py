@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -9,75 +10,59 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from tiny_sites import LABELLING, initial, make_engine
+from tiny_runs import RULES, Trail, equal, plan_over, sites_in
+from tiny_sites import initial
 
-from pipelines.federated.checkpoints import KEPT, checkpoint, latest
-from pipelines.federated.cohort import Cohort
-from pipelines.federated.jobs import Answer, Failure, Job, Parameters, TrainAnswer
-from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
+from pipelines.federated import training
+from pipelines.federated.checkpoints import checkpoint, latest
+from pipelines.federated.cohort import Abandoned, Cohort, Committed
+from pipelines.federated.engines.asking import collect_by_asking
+from pipelines.federated.jobs import Answer, Failure, Job, TrainAnswer, TrainJob
+from pipelines.federated.plan import Context, Gathered, TrainingPlan, TrainingState
+from pipelines.federated.reducers import MEAN
+from pipelines.federated.rules import LocalRule
+from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.server_optimizers import Adam
+from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
-from pipelines.federated.training import train
-from pipelines.federated.work import LocalWork
+from pipelines.federated.training import begin, run_round, train
 
 ROUNDS = 20
-SIZES = {"a": 8, "b": 13, "c": 5}
-# What a process that is killed runs; argv: the sites' folder, the states' folder, seconds a round.
+# What a process that is killed runs; argv: the sites' folder, the states' folder, seconds a round, the rule.
 RUN = f"""
 import sys, time, torch
 from pathlib import Path
-from tiny_sites import LABELLING, initial
-from test_training import plan_over, sites_in
+from tiny_runs import RULES, plan_over, sites_in
+from tiny_sites import initial
 from pipelines.federated.training import train
 torch.set_num_threads(1)
 engine, snapshots = sites_in(Path(sys.argv[1]))
-train(plan_over(snapshots, {ROUNDS}), initial(), engine, Path(sys.argv[2]), lambda _: time.sleep(float(sys.argv[3])))
+plan = plan_over(snapshots, {ROUNDS}, RULES[sys.argv[4]])
+train(plan, initial(), engine, Path(sys.argv[2]), lambda _: time.sleep(float(sys.argv[3])))
 """
-
-
-def plan_over(snapshots: Mapping[str, tuple[str, ...]], rounds: int) -> TrainingPlan:
-    work = LocalWork(epochs=1, batch_size=5, learning_rate=0.1, momentum=0.9)
-    return TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(work, server=Adam(0.05)), Cohort(goal=2))
-
-
-def sites_in(root: Path):  # type: ignore[no-untyped-def]
-    """The same sites from the same folder, made at the first call."""
-    return make_engine(root, SIZES, True)
-
-
-def newest(folder: Path) -> Path:
-    return max(folder.glob("round-*.safetensors"))
-
-
-def equal(one: TrainingState, other: TrainingState) -> bool:
-    return (
-        one.round == other.round
-        and one.log == other.log
-        and one.parameters.keys() == other.parameters.keys()
-        and all(torch.equal(one.parameters[n], other.parameters[n]) for n in one.parameters)
-        and one.moments.keys() == other.moments.keys()
-        and all(torch.equal(one.moments[m][n], other.moments[m][n]) for m in one.moments for n in one.moments[m])
-    )
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------
 
 
-def test_resume_after_kill_is_bit_identical_to_an_undisturbed_run(tmp_path: Path) -> None:
+@each_rule
+def test_resume_after_kill_is_bit_identical_to_an_undisturbed_run(tmp_path: Path, rule: LocalRule) -> None:
     engine, snapshots = sites_in(tmp_path / "sites")
-    undisturbed = train(plan_over(snapshots, ROUNDS), initial(), engine, tmp_path / "undisturbed")
+    plan = plan_over(snapshots, ROUNDS, rule)
+    undisturbed = train(plan, initial(), engine, tmp_path / "undisturbed")
     folder = tmp_path / "killed"
     tests = Path(__file__).parents[2]
-    path = os.pathsep.join([str(tests.parent), str(tests), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(tests.parent), str(tests)])
     environment = {**os.environ, "PYTHONPATH": path}
-    process = subprocess.Popen([sys.executable, "-c", RUN, tmp_path / "sites", folder, "0.1"], env=environment)
+    command = [sys.executable, "-c", RUN, tmp_path / "sites", folder, "0.1", rule.name]
+    process = subprocess.Popen(command, env=environment)
     try:
         deadline = time.monotonic() + 120
         while not list(folder.glob("round-000003*.safetensors")):
@@ -91,126 +76,90 @@ def test_resume_after_kill_is_bit_identical_to_an_undisturbed_run(tmp_path: Path
     assert interrupted is not None
     assert 3 <= interrupted.round < ROUNDS
     rounds: list[int] = []
-    end = train(plan_over(snapshots, ROUNDS), initial(), engine, folder, lambda state: rounds.append(state.round))
+    end = train(plan, initial(), engine, folder, lambda state: rounds.append(state.round))
     assert rounds == list(range(interrupted.round + 1, ROUNDS + 1)), "rounds that were done are not done again"
     for name, tensor in undisturbed.parameters.items():
         assert tensor.numpy().tobytes() == end.parameters[name].numpy().tobytes()
     assert equal(end, undisturbed)
 
 
-@pytest.fixture(scope="module")
-def halfway(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """An engine, its plan, the state after 6 rounds and the checkpoints after 4."""
-    root = tmp_path_factory.mktemp("halfway")
-    engine, snapshots = sites_in(root / "sites")
-    end = train(plan_over(snapshots, 6), initial(), engine, root / "whole")
-    train(plan_over(snapshots, 4), initial(), engine, root / "half")
-    files = {path.name: path.read_bytes() for path in (root / "half").iterdir()}
-    return engine, plan_over(snapshots, 6), end, files
+class Killed(Exception):
+    """What a test raises in the middle of a run."""
 
 
-@pytest.fixture
-def half(halfway, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
-    for name, content in halfway[3].items():
-        (tmp_path / name).write_bytes(content)
-    return tmp_path
+@each_rule
+@pytest.mark.parametrize("every_s", [0.0, 3.0, 1e9])
+def test_seconds_between_checkpoints_change_nothing_in_the_result(
+    tmp_path: Path, rule: LocalRule, every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a clock that ticks a second at every look; killed in round 8, and again in round 10."""
+    engine, snapshots = sites_in(tmp_path / "sites")
+    plan = plan_over(snapshots, 11, rule)
+    undisturbed = train(plan, initial(), engine, tmp_path / "undisturbed")
+    ticks = itertools.count(0.0)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    saved: list[int] = []
+
+    def save(folder: Path, state: TrainingState) -> None:
+        checkpoint(folder, state)
+        saved.append(state.round)
+
+    monkeypatch.setattr(training, "checkpoint", save)
+    folder = tmp_path / "states"
+    for kill in (8, 10):
+        seen: list[int] = []
+        before = saved[-1] if saved else 0
+
+        def stop(state: TrainingState, kill: int = kill, seen: list[int] = seen) -> None:
+            seen.append(state.round)
+            if state.round == kill:
+                raise Killed
+
+        with pytest.raises(Killed):
+            train(plan, initial(), engine, folder, stop, every_s)
+        assert seen == list(range(before + 1, kill + 1)), "the rounds since the last checkpoint are done again"
+    assert equal(train(plan, initial(), engine, folder, every_s=every_s), undisturbed)
+    expected = {0.0: list(range(1, 12)), 3.0: [3, 6, 9, 11], 1e9: [11]}
+    assert saved == expected[every_s], "not more often than asked, and at the end"
 
 
-def damage_truncated(data: bytes) -> bytes:
-    return data[: len(data) // 2]
+@dataclass
+class Ticking:
+    """An engine that keeps a clock between rounds; each third round is abandoned, the others bring its time."""
+
+    def collect(self, plan: TrainingPlan, state: TrainingState) -> tuple[Gathered, Context]:
+        now = state.context.get("clock", torch.zeros(1, dtype=torch.float64)) + 0.1 * state.round + 1
+        reduction = MEAN.add(MEAN.start(), now.float().sin().expand(2, 2), torch.ones(2, dtype=torch.float64))
+        outcome = Abandoned("nobody came") if state.round % 3 == 2 else Committed(2)
+        session = {"clock_s": now.item()}
+        return Gathered(outcome, reduction, 2, 2, 5.0, 1.0, 0.5, scale=0.5, session=session), {"clock": now}
 
 
-def damage_flipped(data: bytes) -> bytes:
-    return data[:-20] + bytes([data[-20] ^ 0xFF]) + data[-19:]
+def test_what_an_engine_and_a_rules_server_half_keep_survives_a_stop_at_any_round(tmp_path: Path) -> None:
+    plan = TrainingPlan((), {}, 8, 0, Strategy(rule=Trail(), server=Adam(0.1)))
+    states: list[TrainingState] = []
+    end = train(plan, {"w": torch.zeros(2)}, Ticking(), tmp_path / "whole", states.append)
+    assert end.abandoned == (3, 6)
+    assert end.context["clock"].item() == pytest.approx(8 + 0.1 * 28)
+    assert end.shared.any()
+    for state in states:
+        folder = tmp_path / f"from-{state.round}"
+        checkpoint(folder, state)
+        assert equal(train(plan, {"w": torch.ones(2)}, Ticking(), folder), end)
 
 
-def damage_round(data: bytes) -> bytes:
-    assert data.count(b'"round":"4"') == 1
-    return data.replace(b'"round":"4"', b'"round":"5"')
+def test_an_abandoned_round_moves_the_engines_clock_and_nothing_else(tmp_path: Path) -> None:
+    plan = TrainingPlan((), {}, 3, 0, Strategy(rule=Trail(), server=Adam(0.1)))
+    states: list[TrainingState] = []
+    train(plan, {"w": torch.zeros(2)}, Ticking(), tmp_path, states.append)
+    before, after = states[1:]
+    assert after.log[-1].abandoned == "nobody came"
+    assert after.context["clock"] > before.context["clock"]
+    assert after.log[-1].session == {"clock_s": after.context["clock"].item()}
+    assert equal(replace(after, round=2, log=before.log, context=before.context), before)
 
 
-@pytest.mark.parametrize("damage", [damage_truncated, damage_flipped, damage_round, lambda _: b"", lambda _: b"{" * 99])
-def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(halfway, half, damage, caplog) -> None:  # type: ignore[no-untyped-def]
-    engine, plan, end, _ = halfway
-    last = newest(half)
-    last.write_bytes(damage(last.read_bytes()))
-    with caplog.at_level(logging.WARNING):
-        state = latest(half)
-    assert state is not None
-    assert state.round == 3
-    assert last.name in caplog.text
-    assert equal(train(plan, initial(), engine, half), end)
-
-
-@given(data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_single_damaged_byte_goes_unnoticed(halfway, half: Path, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
-    content = bytearray(halfway[3]["round-000004.safetensors"])
-    whole = [latest_of(halfway[3], upto, half) for upto in (3, 4)]
-    header = 8 + int.from_bytes(content[:8], "little")
-    place = data.draw(st.one_of(st.integers(0, header - 1), st.integers(0, len(content) - 1)))
-    content[place] ^= data.draw(st.integers(1, 255))
-    (half / "round-000004.safetensors").write_bytes(bytes(content))
-    found = latest(half)
-    assert found is not None
-    assert any(equal(found, state) for state in whole)
-
-
-def latest_of(files: Mapping[str, bytes], upto: int, folder: Path) -> TrainingState:
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-        if name > f"round-{upto:06d}.safetensors":
-            (folder / name).unlink()
-    found = latest(folder)
-    assert found is not None
-    assert found.round == upto
-    return found
-
-
-def test_with_all_checkpoints_damaged_the_run_starts_again_and_ends_the_same(halfway, half: Path) -> None:  # type: ignore[no-untyped-def]
-    engine, plan, end, _ = halfway
-    for path in half.iterdir():
-        path.write_bytes(damage_truncated(path.read_bytes()))
-    assert latest(half) is None
-    assert equal(train(plan, initial(), engine, half), end)
-
-
-def test_a_partly_written_checkpoint_is_no_checkpoint(halfway, half: Path) -> None:  # type: ignore[no-untyped-def]
-    engine, plan, end, files = halfway
-    (half / "round-000005.safetensors.partial").write_bytes(files["round-000004.safetensors"][:100])
-    state = latest(half)
-    assert state is not None
-    assert state.round == 4
-    assert equal(train(plan, initial(), engine, half), end)
-
-
-def test_a_finished_run_is_not_run_again(halfway, half: Path) -> None:  # type: ignore[no-untyped-def]
-    engine, plan, end, _ = halfway
-    train(plan, initial(), engine, half)
-    rounds: list[TrainingState] = []
-    assert equal(train(plan, initial(), engine, half, rounds.append), end)
-    assert rounds == []
-
-
-def test_an_empty_or_missing_folder_has_no_latest_state(tmp_path: Path) -> None:
-    assert latest(tmp_path) is None
-    assert latest(tmp_path / "nowhere") is None
-
-
-def test_checkpoints_are_bounded_in_number_and_hold_the_whole_state(tmp_path: Path) -> None:
-    parameters: Parameters = {"w": torch.randn(3, 2), "b": torch.randn(())}
-    moments = Adam().start(parameters)
-    for number in range(1, 12):
-        log = tuple(RoundRecord(i, 3, 2, 40.0, 0.1, "too few" if i % 2 else None) for i in range(number))
-        state = TrainingState(number, parameters, moments, log)
-        checkpoint(tmp_path, state)
-        found = latest(tmp_path)
-        assert found is not None
-        assert equal(found, state)
-        assert len(list(tmp_path.iterdir())) <= KEPT
-
-
-# -- rounds that fail -------------------------------------------------------------------------------------------
+# -- rounds -----------------------------------------------------------------------------------------------------
 
 
 class Answers:
@@ -219,14 +168,20 @@ class Answers:
     def __init__(self, by_round: Mapping[int, Mapping[str, Answer | Failure]]) -> None:
         self.by_round = by_round
         self.population = sorted(by_round[1])
+        self.asked: list[TrainJob] = []
+
+    def collect(self, plan: TrainingPlan, state: TrainingState) -> tuple[Gathered, Context]:
+        return collect_by_asking(self, plan, state)
 
     def ask(self, jobs: Mapping[str, Job]) -> Iterator[tuple[str, Answer | Failure]]:
         for name, job in jobs.items():
-            yield name, self.by_round[job.round][name]  # type: ignore[union-attr]
+            assert isinstance(job, TrainJob)
+            self.asked.append(job)
+            yield name, self.by_round[job.round][name]
 
 
-def says(value: float, examples: float = 10.0) -> TrainAnswer:
-    return TrainAnswer({"w": torch.full((2,), value)}, examples, 0.5)
+def says(value: float, examples: float = 10.0, weight: float | None = None, size: int = 2) -> TrainAnswer:
+    return TrainAnswer(torch.full((size,), value), examples, examples if weight is None else weight, 0.5)
 
 
 def run(tmp_path: Path, by_round: Mapping[int, Mapping[str, Answer | Failure]]) -> TrainingState:
@@ -260,6 +215,7 @@ def test_moments_survive_an_abandoned_round(tmp_path: Path) -> None:
         (says(9.0, examples=0.0), "c has no labelled rows"),
         (says(float("nan")), "c: the update is not finite"),
         (says(float("inf")), "c: the update is not finite"),
+        (says(9.0, weight=float("nan")), "c: the update is not finite"),
     ],
 )
 def test_a_round_goes_on_without_a_site_that_has_nothing_to_say(
@@ -279,3 +235,43 @@ def test_sites_without_snapshots_are_not_asked(tmp_path: Path) -> None:
     state = train(plan, {"w": torch.zeros(2)}, engine, tmp_path)
     assert state.log[0].asked == 1
     assert torch.equal(state.parameters["w"], torch.ones(2))
+
+
+def test_sites_count_by_what_their_rule_says_and_are_logged_by_their_examples(tmp_path: Path) -> None:
+    answers = {"a": says(1.0, 30.0, weight=1.0), "b": replace(says(4.0, 10.0, weight=1.0), loss=1.5)}
+    state = run(tmp_path, {1: answers})
+    assert torch.equal(state.parameters["w"], torch.full((2,), 2.5))
+    assert (state.log[0].examples, state.log[0].loss) == (40.0, 0.75)
+
+
+def test_a_site_learns_which_rounds_had_no_effect_and_what_the_server_sends_along(tmp_path: Path) -> None:
+    good, bad = {"a": says(1.0), "b": says(3.0)}, {"a": says(1.0), "b": Failure("b: no power")}
+    plan = TrainingPlan(("l",), dict.fromkeys("ab", ("s",)), 5, 0, Strategy(rule=Trail()), Cohort(minimum=1.0))
+    engine = Answers({1: good, 2: bad, 3: good, 4: bad, 5: good})
+    train(plan, {"w": torch.zeros(2)}, engine, tmp_path)
+    jobs = engine.asked[::2]
+    assert [job.abandoned for job in jobs] == [(), (), (2,), (2,), (2, 4)]
+    assert [job.shared[0].item() for job in jobs] == pytest.approx([0, 2, 2, 2.2, 2.2])
+    assert len({job.run for job in engine.asked}) == 1
+    assert [job.parameters["w"][0].item() for job in jobs] == pytest.approx([0, 2, 2, 4.2, 4.2])
+
+
+@dataclass(frozen=True)
+class Halved(ClipByNorm):
+    """A stage with a half at the server: sites send half of their update."""
+
+    bound: float = 1.0
+
+    def on_server(self, update: torch.Tensor) -> torch.Tensor:
+        return 2 * update
+
+
+def test_the_servers_half_of_stages_is_for_the_update_and_the_rules_for_all() -> None:
+    answers = {name: replace(says(0.0), update=torch.tensor([1.0, 2.0, 3.0, 4.0])) for name in "ab"}
+    plan = TrainingPlan(
+        ("l",), dict.fromkeys("abcd", ("s",)), 1, 0, Strategy(rule=Scaffold(), stages=(Halved(),)), Cohort(goal=2)
+    )
+    engine = Answers({1: answers | dict.fromkeys("cd", answers["a"])})
+    state = run_round(plan, begin(plan, {"w": torch.ones(2)}), engine)
+    assert state.parameters["w"].tolist() == [3.0, 5.0]
+    assert state.shared.tolist() == [1.5, 2.0], "half of the sites reported"
