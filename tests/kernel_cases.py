@@ -32,6 +32,12 @@ def dense() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(18, 7), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 2), nn.Flatten(), nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 26), nn.Tanh(), nn.Linear(26, 3)
+    )
+
+
 def convolutional() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1),
@@ -68,6 +74,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "logistic": (logistic, (6,)),
     "flat affine": (flat_affine, (2, 3, 3)),
     "dense": (dense, (2, 3, 3)),
+    "wide": (wide, (2, 3, 3)),
     "convolutional": (convolutional, (2, 12, 12)),
     "odd pooling": (odd_pooling, (1, 7, 7)),
     "normalised": (normalised, (1, 8, 8)),
@@ -82,7 +89,7 @@ def build(name: str) -> tuple[nn.Module, Layout]:
     return model, Layout.of_model(model)
 
 
-works = st.builds(
+works = st.sampled_from([LocalWork(learning_rate=0.2)]) | st.builds(
     LocalWork,
     learning_rate=st.sampled_from([0.05, 0.2]),
     momentum=st.sampled_from([0.0, 0.9]),

@@ -37,15 +37,15 @@ class Parametric:
     def __init__(self, name: str, scratch: Scratch) -> None:
         self.name, self._scratch = name, scratch
         prefix = f"{name}." if name else ""
-        self._weight_name, self._bias_name = f"{prefix}weight", f"{prefix}bias"
+        self.weight_name, self._bias_name = f"{prefix}weight", f"{prefix}bias"
         self.weight = self.weight_target = torch.empty(0)
         self.bias: torch.Tensor | None = None
         self.bias_target: torch.Tensor | None = None
         self.rate, self.keep, self._follow = 1.0, 0, False
 
     def bind(self, weights: Views, target: Views, rate: float, in_place: bool) -> None:
-        self.weight, self.bias = weights[self._weight_name], weights.get(self._bias_name)
-        self.weight_target, self.bias_target = target[self._weight_name], target.get(self._bias_name)
+        self.weight, self.bias = weights[self.weight_name], weights.get(self._bias_name)
+        self.weight_target, self.bias_target = target[self.weight_name], target.get(self._bias_name)
         self.rate, self.keep = rate, int(in_place)
         self._follow = in_place and self.weight.dtype != self.weight_target.dtype
 
@@ -55,15 +55,13 @@ class Parametric:
         else:
             torch.mul(gradient, self.rate, out=target)
 
-    def _catch_up(self) -> None:
-        if self._follow:
-            self.weight.copy_(self.weight_target)
-            if self.bias is not None and self.bias_target is not None:
-                self.bias.copy_(self.bias_target)
-
 
 class Dense(Parametric):
-    """x [n, in] → [n, out]."""
+    """x [n, in] → [n, out]; shape: (out, in)."""
+
+    def __init__(self, name: str, scratch: Scratch, shape: tuple[int, int]) -> None:
+        super().__init__(name, scratch)
+        self.shape = shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
@@ -80,10 +78,16 @@ class Dense(Parametric):
             self.weight_target.addmm_(delta.t(), self.x, beta=self.keep, alpha=self.rate)
         else:
             self._add(self.weight_target, delta.t().mm(self.x))
-        if self.bias_target is not None:
-            self._add(self.bias_target, delta.sum(0))
-        self._catch_up()
+            if self._follow:
+                self.weight.copy_(self.weight_target)
+        self._move_bias(delta)
         return before
+
+    def _move_bias(self, delta: torch.Tensor) -> None:
+        if self.bias is not None and self.bias_target is not None:
+            self._add(self.bias_target, delta.sum(0))
+            if self._follow:
+                self.bias.copy_(self.bias_target)
 
 
 class Convolution(Parametric):
@@ -116,7 +120,10 @@ class Convolution(Parametric):
         self._add(self.weight_target, weight)
         if self.bias_target is not None:
             self._add(self.bias_target, bias)
-        self._catch_up()
+        if self._follow:
+            self.weight.copy_(self.weight_target)
+            if self.bias is not None and self.bias_target is not None:
+                self.bias.copy_(self.bias_target)
         return before if further else delta
 
 

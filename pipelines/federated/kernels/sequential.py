@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipelines.federated.kernels.deferred import BLOCK, LARGE, Ahead, Deferred
 from pipelines.federated.kernels.descent import bare, descend, shares
 from pipelines.federated.kernels.layers import (
     Convolution,
@@ -63,7 +64,7 @@ def _layers(model: nn.Sequential, scratch: Scratch, dtype: torch.dtype) -> list[
     layers: list[Layer] = []
     for name, layer in chain:
         if isinstance(layer, nn.Linear):
-            layers.append(Dense(name, scratch))
+            layers.append(Dense(name, scratch, (layer.out_features, layer.in_features)))
         elif isinstance(layer, nn.Conv2d):
             unit = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
             by_patches = not layers and layer.in_channels == 1 and unit and dtype == torch.float32
@@ -117,50 +118,90 @@ class Sequential:
         pull = None if anchor is None else pack(anchor, scratch("anchor", (size,)))
         in_place = bare(work, correction)
         rate = (-work.learning_rate if in_place else 1.0) / (batch if share is None else 1)
-        self._bind(rate, in_place)
+        layers = self._suited(count, batch, in_place)
+        self._bind(layers, rate, in_place)
+        late = {layer.weight_name: layer for layer in layers if isinstance(layer, Deferred)}
+        ahead = next((layer for layer in layers if isinstance(layer, Ahead)), None)
+        block = BLOCK // batch if ahead is not None else 1
+        starts, weights = self._packing.views(own_start), self._packing.views(w)
+        moving = [name for name in weights if name not in late]
         for site in range(sites):
             if site == 0 or start.dim() == 2:
-                pack(start[site] if start.dim() == 2 else start, own_start)
-            w.copy_(own_start)
-            if self._computed_with is not w:
-                self._computed_with.copy_(w)
+                w.copy_(pack(start[site] if start.dim() == 2 else start, own_start))
+                self._follow()
+            else:
+                torch._foreach_copy_([weights[name] for name in moving], [starts[name] for name in moving])
+                self._follow(moving)
             if velocity is not None:
                 velocity.zero_()
+            for layer in late.values():
+                layer.begin(count * batch)
             turn = None if correction is None else pack(correction[site], scratch("correction", (size,)))
-            for step in range(int(steps.steps[site])):
-                rows = slice(0, int(real[site, step]))
-                x = gather(steps.x, steps.index[site, step, rows], self._dtype, scratch)
-                out = self._forward(x, outputs[site, step, rows])
+            own_steps = int(steps.steps[site])
+            for step in range(own_steps):
+                rows = slice(0, batch if ahead is not None else int(real[site, step]))
+                if step % block == 0:
+                    coming = steps.index[site, step : min(step + block, own_steps), rows].flatten()
+                    x = gather(steps.x, coming, self._dtype, scratch)
+                    if ahead is not None:
+                        ahead.look(x.flatten(1))
+                out = self._forward(layers, x[: rows.stop], outputs[site, step, rows])
                 delta = self._pull_of_loss(out, wanted[site, step, rows])
                 if share is not None:
                     delta.mul_(share[site, step, rows, None])
-                self._backward(delta.to(self._dtype))
+                self._backward(layers, delta.to(self._dtype))
                 if not in_place:
                     descend(w, self._gradient, velocity, work, turn, own_start if pull is None else pull)
-                    if self._computed_with is not w:
-                        self._computed_with.copy_(w)
-            self._packing.unpack(w.sub_(own_start), deltas[site])
+                    self._follow()
+            update = self._packing.layout.unflatten(deltas[site])
+            for name in moving:
+                torch.sub(weights[name], starts[name], out=update[name])
+            for name, layer in late.items():
+                layer.update(update[name])
         if not measure_loss:
             return deltas, torch.zeros(sites)
         return deltas, _mean_losses(outputs, y, share, torch.from_numpy(steps.steps))
 
-    def _bind(self, rate: float, in_place: bool) -> None:
+    def _suited(self, count: int, batch: int, in_place: bool) -> list[Layer]:
+        """The layers in the form that is fastest for sites of `count` batches."""
+        layers = list(self._layers)
+        for position, layer in enumerate(layers if in_place else []):
+            if not isinstance(layer, Dense):
+                continue
+            outs, ins = layer.shape
+            if outs * ins >= LARGE and count * batch <= min(outs, ins) // 2:
+                layers[position] = Deferred(layer.name, self._scratch, layer.shape)
+            elif position == self._first and self._dtype == torch.float32 and min(count, BLOCK // batch) >= 2:
+                layers[position] = Ahead(layer.name, self._scratch, layer.shape)
+        return layers
+
+    def _bind(self, layers: list[Layer], rate: float, in_place: bool) -> None:
         weights = self._packing.views(self._computed_with)
         target = self._packing.views(self._w if in_place else self._gradient)
-        for layer in self._layers:
+        for layer in layers:
             if isinstance(layer, Parametric):
                 layer.bind(weights, target, rate, in_place)
 
-    def _forward(self, x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    def _follow(self, names: list[str] | None = None) -> None:
+        """Weights of another type than float32 become what the float32 ones are, all or some."""
+        if self._computed_with is self._w:
+            return
+        if names is None:
+            self._computed_with.copy_(self._w)
+            return
+        own, from_ = self._packing.views(self._computed_with), self._packing.views(self._w)
+        torch._foreach_copy_([own[name] for name in names], [from_[name] for name in names])
+
+    def _forward(self, layers: list[Layer], x: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         if x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        for layer in self._layers:
+        for layer in layers:
             x = layer.forward(x)
         return outputs.copy_(x)
 
-    def _backward(self, delta: torch.Tensor) -> None:
-        for position in range(len(self._layers) - 1, self._first - 1, -1):
-            delta = self._layers[position].backward(delta, position > self._first)
+    def _backward(self, layers: list[Layer], delta: torch.Tensor) -> None:
+        for position in range(len(layers) - 1, self._first - 1, -1):
+            delta = layers[position].backward(delta, position > self._first)
 
     def _wanted(self, y: torch.Tensor) -> torch.Tensor:
         """What outputs turned into probabilities should be: [*y.shape, outputs]."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import MODELS, Make, build, draw_steps, furthest, reference, works
 
@@ -109,3 +109,38 @@ def test_the_callers_model_is_left_alone(name: str, kernel: str) -> None:
     before = layout.flatten(dict(model.named_parameters()))
     KERNELS[kernel](model, layout)(before, draw_steps(name, 0), LocalWork())
     assert torch.equal(layout.flatten(dict(model.named_parameters())), before)
+
+
+@pytest.mark.parametrize("name", ["dense", "wide", "convolutional"])
+@pytest.mark.parametrize("large", [1, 10**9])
+@given(seed=st.integers(0, 2**32), own_starts=st.booleans(), ragged=st.booleans(), count=st.integers(1, 21))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_weights_that_move_late_or_in_blocks_end_where_torch_sgd_ends(
+    monkeypatch: pytest.MonkeyPatch, name: str, large: int, seed: int, own_starts: bool, ragged: bool, count: int
+) -> None:
+    monkeypatch.setattr(sequential, "LARGE", large)
+    model, layout = build(name)
+    steps, work = draw_steps(name, seed, ragged=ragged, count=count), LocalWork(learning_rate=0.1)
+    start = layout.flatten(dict(model.named_parameters()))
+    if own_starts:
+        start = start + 0.1 * torch.randn(len(steps), layout.size, generator=torch.Generator().manual_seed(seed))
+    deltas, losses = kernel_of(name, "sequential")(start, steps, work)
+    expected, expected_losses = reference(model, layout, start, steps, work)
+    assert furthest(deltas, expected) < 2e-5
+    assert furthest(losses, expected_losses) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if sequential.able(build(name)[0])])
+@pytest.mark.parametrize("large", [1, 10**9])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_in_bfloat16_an_update_points_the_same_way(
+    monkeypatch: pytest.MonkeyPatch, name: str, large: int, momentum: float
+) -> None:
+    monkeypatch.setattr(sequential, "LARGE", large)
+    model, layout = build(name)
+    steps, work = draw_steps(name, 2, sites=4), LocalWork(learning_rate=0.1, momentum=momentum)
+    start = layout.flatten(dict(model.named_parameters()))
+    exact = plain(model, layout)(start, steps, work)[0]
+    for kernel in (plain, sequential.sequential):
+        deltas, _ = kernel(model, layout, dtype=torch.bfloat16)(start, steps, work)
+        assert torch.cosine_similarity(deltas.flatten(), exact.flatten(), dim=0) > 0.98
