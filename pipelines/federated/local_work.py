@@ -45,8 +45,11 @@ def site_steps(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment 
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     x_all, n = to_tensor(rows.images), len(rows)
+    batch = work.batch_size or max(n, 1)
+    per_epoch = -(-n // batch)
+    passes = -(-work.updates // max(per_epoch, 1)) if work.updates else work.epochs
     epochs, labels, weights = [], [], []
-    for _ in range(work.epochs):
+    for _ in range(passes):
         order = torch.from_numpy(rng.permutation(n))
         x_epoch = x_all[order]
         if augment is not None:
@@ -57,15 +60,15 @@ def site_steps(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment 
         epochs.append(x_epoch)
         labels.append(rows.labels[order])
         weights.append(rows.weights[order])
-    batch = work.batch_size or max(n, 1)
-    per_epoch = -(-n // batch)
     place = torch.arange(per_epoch * batch).view(per_epoch, batch)
     padding = place >= n
-    first_row = torch.arange(work.epochs).view(-1, 1, 1) * n
+    first_row = torch.arange(passes).view(-1, 1, 1) * n
     index = torch.where(padding, 0, place + first_row).view(1, -1, batch)
     y, w = torch.cat(labels), torch.cat(weights)
-    weight = torch.where(padding.repeat(work.epochs, 1)[None], 0.0, w[index]) if n else w.new_zeros(index.shape)
-    steps = np.array([work.epochs * per_epoch], dtype=np.int64)
+    weight = torch.where(padding.repeat(passes, 1)[None], 0.0, w[index]) if n else w.new_zeros(index.shape)
+    count = work.updates or passes * per_epoch
+    index, weight = index[:, :count], weight[:, :count]
+    steps = np.array([index.shape[1]], dtype=np.int64)
     return Steps(torch.cat(epochs), y, index, weight, steps, np.array([float(rows.weights.sum())]))
 
 

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipelines.federated.kernels.stacked import stacked
 from tiny_sites import CLASSES, initial, linear_model, pictures
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +19,7 @@ from models.images import to_tensor
 from models.sensor import Sensor
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
+from pipelines.federated.kernels.stacked import stacked
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import Augment, LabelledRows, join, local_updates, site_steps
 from pipelines.federated.rules import PLAIN, LocalRule, Seats, Train
@@ -141,6 +141,20 @@ def test_the_batches_are_a_plain_loops_over_epochs(
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@given(count=st.integers(0, 23), size=st.integers(0, 9), updates=st.integers(1, 12), seed=st.integers(0, 2**62))
+@settings(max_examples=25, deadline=None)
+def test_a_number_of_updates_is_that_many_batches_of_as_many_epochs_as_it_takes(
+    count: int, size: int, updates: int, seed: int
+) -> None:
+    found = site_steps(rows(count), LocalWork(batch_size=size, updates=updates), seed, shifted)
+    assert found.steps.tolist() == [updates if count else 0]
+    assert found.examples.tolist() == [float(rows(count).weights.sum())]
+    if count:
+        whole = batches(site_steps(rows(count), LocalWork(epochs=updates, batch_size=size), seed, shifted))
+        for one, other in zip(batches(found), whole[:updates], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_seed_draws_what_it_always_did() -> None:
