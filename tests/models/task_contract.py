@@ -67,7 +67,9 @@ def auc_after_central_training(task: Task, data: TaskData, epochs: int, learning
     from sklearn.metrics import roc_auc_score
     from torch.func import functional_call
 
-    from pipelines.federated.local_work import LabelledRows, batches, train_one
+    from pipelines.federated.kernels.plain import plain
+    from pipelines.federated.layout import Layout
+    from pipelines.federated.local_work import LabelledRows, site_steps
     from pipelines.federated.work import LocalWork
 
     images = np.stack([np.asarray(image) for image in data.development.images])
@@ -75,10 +77,11 @@ def auc_after_central_training(task: Task, data: TaskData, epochs: int, learning
     work = LocalWork(epochs=epochs, batch_size=16, learning_rate=learning_rate, momentum=0.9)
     torch.manual_seed(0)
     model = task.build_model()
-    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    layout = Layout.of_model(model)
+    start = layout.flatten(dict(model.named_parameters()))
     rows = LabelledRows(images, labels, torch.ones(len(labels)))
-    delta, _ = train_one(model, start, batches(rows, work, 0, task.augment), work)
-    weights = {name: tensor + delta[name] for name, tensor in start.items()}
+    deltas, _ = plain(model, layout)(start, site_steps(rows, work, 0, task.augment), work)
+    weights = layout.unflatten(start + deltas[0])
     probe = to_tensor(np.stack([np.asarray(image) for image in data.probe.images]))
     with torch.no_grad():
         positive = torch.softmax(functional_call(model, weights, (probe,)), dim=1)[:, 1]
