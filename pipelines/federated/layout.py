@@ -48,6 +48,6 @@ class Layout:
         parts = torch.split(flat, self.sizes, dim=-1)
         # Splitting the last dimension of a slice needs no copy, so this is a view.
         return {
-            name: part.view(*part.shape[:-1], *shape)
+            name: part.view((*part.shape[:-1], *shape))
             for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
