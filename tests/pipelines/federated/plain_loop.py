@@ -55,7 +55,7 @@ class Setting:
 
     def shares(self, cohort: list[int]) -> Vector:
         counts = np.array([len(self.sites[site][1]) for site in cohort], dtype=np.float64)
-        return counts / counts.sum()
+        return np.asarray(counts / counts.sum())
 
     def rounds(self) -> list[tuple[int, list[int]]]:
         return list(enumerate(self.cohorts, 1))
