@@ -12,7 +12,7 @@ BIN     := $(VENV)/bin
 FEDLOOP := $(BIN)/fedloop
 INSTALL := $(VENV)/.installed
 
-.PHONY: bench-rehearsal run test lint up down status traffic setup clean help
+.PHONY: bench-rehearsal bench-federated run test lint up down status traffic setup clean help
 
 run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 	@$(FEDLOOP) run $(TASK)
@@ -51,6 +51,9 @@ $(INSTALL): pyproject.toml constraints.txt
 
 bench-rehearsal: $(INSTALL)  ## rehearse and keep the figures under benchmarks/results
 	@$(BIN)/python benchmarks/rehearsal.py --task $(TASK)
+
+bench-federated: $(INSTALL)  ## every figure of the federated engine (hours; QUICK=1: a minute)
+	@$(BIN)/python benchmarks/federated.py $(if $(QUICK),--quick)
 
 clean:  ## forget everything the rehearsals made (keeps the environment)
 	rm -rf .fedloop out

@@ -51,8 +51,10 @@ def simulate(
     if json_file is not None:
         write_atomically(json_file, json.dumps(figures, indent=2).encode())
         say(f"figures: {json_file}")
-    if plot is not None:
-        plot_fleet([record.session for record in outcome.state.log if record.session], plot)
+    if plot is not None and outcome.fleet is None:
+        say("picture: there is none of a fleet without a clock; leave --always-available out")
+    elif plot is not None and outcome.fleet is not None:
+        plot_fleet([record.session for record in outcome.state.log], outcome.fleet, plot)
         say(f"picture: {plot}")
     return figures
 

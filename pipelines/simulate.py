@@ -20,6 +20,7 @@ from models.draws import draw_seed, seeds_of
 from models.errors import BadInput
 from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
+from pipelines.federated.buffered import Buffering
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import KEYBOARD_COHORT
 from pipelines.federated.compression import ErrorFeedback, Quantise
@@ -78,9 +79,12 @@ class Simulation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """client_updates_per_s: over this call's own rounds, evaluation and checkpoints included."""
+    """fleet: whose rounds the state's log tells of, None where everybody was always there.
+
+    client_updates_per_s: over this call's own rounds, evaluation and checkpoints included."""
 
     simulation: Simulation
+    fleet: Fleet | None
     state: TrainingState
     quality: Mapping[str, float]
     metric: str
@@ -159,8 +163,9 @@ def simulate(
     seconds = time.monotonic() - began
     own = state.log[before.round if before else 0 :]
     updates = sum(record.reports for record in own)
+    fleet = None if simulation.always_available else fleet_of(simulation, population)
     return Outcome(
-        simulation, state, teller.quality(state), task.metric, tuple(teller.history), seconds, len(own),
+        simulation, fleet, state, teller.quality(state), task.metric, tuple(teller.history), seconds, len(own),
         updates / max(seconds, 1e-9), kernel, *arrangement, str(folder),
     )  # fmt: skip
 
@@ -209,10 +214,13 @@ def turnout_of(simulation: Simulation, task: FleetTask, population: Population, 
         PLAN_BYTES + size_bytes + shared_bytes, up_bytes + shared_bytes, simulation.work.epochs, layout.size / 1e4
     )
     cohort = replace(KEYBOARD_COHORT, goal=simulation.cohort)
-    fleet = Fleet(population.size, simulation.seed)
-    return OnClock(
-        fleet, cohort, population.counts, cost, IN_FLIGHT * simulation.cohort if simulation.asynchronous else 0
-    )
+    buffering = Buffering(IN_FLIGHT * simulation.cohort) if simulation.asynchronous else None
+    return OnClock(fleet_of(simulation, population), cohort, population.counts, cost, buffering)
+
+
+def fleet_of(simulation: Simulation, population: Population) -> Fleet:
+    """The devices on which the population's clients live."""
+    return Fleet(population.size, simulation.seed)
 
 
 def _initial(task: FleetTask, seed: int) -> tuple[torch.nn.Module, Parameters]:
@@ -231,7 +239,10 @@ def _kernel(simulation: Simulation, task: FleetTask, population: Population, hom
     model, _ = _initial(task, simulation.seed)
     steps = steps_of(population.rows(clients), simulation.work, seeds_of(draw_seed("choose"), clients))
     dtype = torch.bfloat16 if simulation.bfloat16 else torch.float32
-    name: str = choose(model, Layout.of_model(model), steps, simulation.work, home / "kernels.json", dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker process
+    name = choose(model, Layout.of_model(model), steps, simulation.work, home / "kernels.json", dtype=dtype)
+    torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     noted.write_text(name)
     return name

@@ -58,7 +58,7 @@ def test_a_killed_simulation_called_again_ends_with_the_same_bits(tmp_path: Path
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("choices", [{}, {"asynchronous": True}, {"always_available": True, "compression": "8bit"}])
 def test_every_task_learns_on_a_fleet(tmp_path: Path, task: str, choices: dict[str, object]) -> None:
-    simulation = simulation_of(task, 1000, 20, 10, {}, **choices)
+    simulation = simulation_of(task, 1000, 20, 10, {"learning_rate": 0.3, "epochs": 3}, **choices)
     told = simulate(simulation, tmp_path, processes=1, evaluate_every=5)
     assert [number for number, _ in told.history] == [5, 10]
     assert told.quality[told.metric] == told.history[-1][1]
@@ -108,9 +108,7 @@ def test_a_wrong_number_or_name_is_a_sentence(given: dict[str, object], says: st
         simulation_of(**asked)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("choices", "says"), [({"strategy": "fedmagic"}, "fedprox"), ({"compression": "zip"}, "8bit")]
-)
+@pytest.mark.parametrize(("choices", "says"), [({"strategy": "fedmagic"}, "fedprox"), ({"compression": "zip"}, "8bit")])
 def test_an_unknown_choice_lists_those_there_are(tmp_path: Path, choices: dict[str, str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         simulate(simulation_of("keyboard", 1000, 10, 1, {}, **choices), tmp_path, processes=1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.draws import draw_seed
 from models.population import Ids
-from pipelines.federated.buffered import gather_buffered
+from pipelines.federated.buffered import Buffering, gather_buffered
 from pipelines.federated.clock import Clock
 from pipelines.federated.cohort import Abandoned, Cohort, Committed
 from pipelines.federated.fleet import Fleet
@@ -69,22 +69,23 @@ class Always:
 
 @dataclass(frozen=True)
 class OnClock:
-    """Devices come when they can, on the fleet's virtual clock; concurrency: above 0 the server does not wait for
-    rounds but takes every `cohort.goal` reports as they come, from so many devices at work (FedBuff).
+    """Devices come when they can, on the fleet's virtual clock; buffering: the server does not wait for rounds but
+    takes every `cohort.goal` reports as they come (FedBuff).
     """
 
     fleet: Fleet
     cohort: Cohort
     counts: Counts
     cost: SessionCost
-    concurrency: int = 0
+    buffering: Buffering | None = None
 
     def call(self, seed: int, round_number: int, clock: Clock) -> tuple[Called, Clock]:
-        asked = (self.fleet, self.cohort, self.counts, self.cost)
-        if not self.concurrency:
-            gathering, clock = gather(*asked, seed, round_number, clock)
+        if self.buffering is None:
+            gathering, clock = gather(self.fleet, self.cohort, self.counts, self.cost, seed, round_number, clock)
             return self._called(gathering), clock
-        gathering, clock = gather_buffered(*asked, seed, round_number, clock, self.concurrency)
+        gathering, clock = gather_buffered(
+            self.fleet, self.cohort, self.buffering, self.counts, self.cost, seed, round_number, clock
+        )
         weights = gathering.weights()
         called = self._called(gathering)
         # FedBuff divides by the number of reports, the reducer by the sum of their weights.

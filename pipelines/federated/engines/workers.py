@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -40,19 +41,14 @@ class Workers:
         """Each share's part, in order; at most `processes` shares."""
         if len(shares) > 1 and not self._others:
             self._fork()
-        for (_, connection), share in zip(self._others, shares[1:], strict=False):
-            connection.send_bytes(_packed(share))
+        others = self._others[: len(shares) - 1]
+        for (process, connection), share in zip(others, shares[1:], strict=True):
+            with _may_be_gone(process):
+                connection.send_bytes(_packed(share))
         parts = [self._trainer(shares[0])]
-        for number, _ in enumerate(shares[1:]):
-            process, connection = self._others[number]
-            try:
+        for process, connection in others:
+            with _may_be_gone(process):
                 answer = pickle.loads(connection.recv_bytes())  # noqa: S301 (our own child's)
-            except (EOFError, ConnectionError) as error:
-                process.join()
-                raise FedloopError(
-                    f"a worker process ended with code {process.exitcode} in the middle of a round (out of memory?); "
-                    "the same command again goes on from the last checkpoint"
-                ) from error
             if isinstance(answer, BaseException):
                 raise answer
             parts.append(answer)
@@ -76,6 +72,18 @@ class Workers:
             process.start()
             theirs.close()
             self._others.append((process, ours))
+
+
+@contextmanager
+def _may_be_gone(process: multiprocessing.Process) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        process.join(timeout=1)
+        raise FedloopError(
+            f"a worker process ended with code {process.exitcode} in the middle of a round (out of memory?); the same "
+            "command again goes on from the last checkpoint"
+        ) from error
 
 
 def _serve(trainer: Trainer, connection: Connection, inherited: list[Connection]) -> None:

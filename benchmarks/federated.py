@@ -1,0 +1,116 @@
+"""Every figure that is quoted of the federated engine, in one run and one file.
+
+    python benchmarks/federated.py [--quick] [--parts speed flute rounds heart scale compression bfloat16]
+
+Writes benchmarks/results/federated.json; a run of some parts leaves the others' figures there. --quick takes less than
+a minute, shows that everything runs, and writes federated-quick.json instead: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+CONSOLE = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "fedloop")
+
+
+def speed(quick: bool) -> dict[str, Any]:
+    import federated_speed
+
+    found = federated_speed.measure(["lr100", "mlp2nn"] if quick else None, 1 if quick else 5, 0.5 if quick else 2.0)
+    CONSOLE.print(federated_speed.table(found))
+    if not quick:
+        federated_speed.plot(found, IMAGES / "federated_speed.png")
+    return {"ratio": found["ratio"], "speed": found}
+
+
+def flute(quick: bool) -> dict[str, Any]:
+    import federated_speed
+
+    seconds = federated_speed.flute()
+    CONSOLE.print(
+        f"FLUTE's setting (logistic regression on MNIST, 1,000 clients, 10 a round, 100 rounds): {seconds:.1f} s from"
+        " process start; published: FLUTE 200 s, Flower 1,814 s (on another machine)"
+    )
+    return {"flute_s": seconds}
+
+
+def rounds(quick: bool) -> dict[str, Any]:
+    import federated_rounds
+
+    found = federated_rounds.measure(quick, say=CONSOLE.print)
+    CONSOLE.print(federated_rounds.table(found))
+    return {"mnist": {f"{name}_rounds": own.get("rounds") for name, own in found.items()} | {"runs": found}}
+
+
+def heart(quick: bool) -> dict[str, Any]:
+    import federated_heart
+
+    found = federated_heart.measure(quick)
+    CONSOLE.print(federated_heart.table(found))
+    return {"heart": {f"{name}_accuracy": own["accuracy"] for name, own in found.items()} | {"runs": found}}
+
+
+def scale(quick: bool) -> dict[str, Any]:
+    import federated_scale
+
+    found = federated_scale.measure(quick, None if quick else IMAGES / "fleet.png")
+    CONSOLE.print(federated_scale.table(found))
+    return {"scale": found}
+
+
+def compression(quick: bool) -> dict[str, Any]:
+    import federated_compression
+
+    return {"compression": federated_compression.measure(quick)}
+
+
+PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "heart": heart,
+    "flute": flute,
+    "speed": speed,
+    "scale": scale,
+    "compression": compression,
+    "rounds": rounds,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    path = RESULTS / f"federated{'-quick' if arguments.quick else ''}.json"
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    figures["machine"] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    for part in arguments.parts:
+        CONSOLE.rule(part)
+        began = time.monotonic()
+        figures |= PARTS[part](arguments.quick)
+        figures.setdefault("took_s", {})[part] = round(time.monotonic() - began, 1)
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+    CONSOLE.print(f"figures: {path}")
+
+
+if __name__ == "__main__":
+    main()
