@@ -25,14 +25,16 @@ from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import KEYBOARD_COHORT
 from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
-from pipelines.federated.engines.tuning import arrange, cores
+from pipelines.federated.engines.tuning import arrange
 from pipelines.federated.engines.turnout import Always, OnClock, Turnout
+from pipelines.federated.fednova import FedNova
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.choose import choose
 from pipelines.federated.layout import Layout
 from pipelines.federated.low_rank import LowRank
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
+from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
 from pipelines.federated.stages import Stage
@@ -49,6 +51,7 @@ CHECKPOINT_S = 5.0
 """Seconds between checkpoints at least: a round of a small model takes less than writing one."""
 TELL_S = 10.0
 """Seconds between lines of progress."""
+BY_ROUNDS = (Scaffold().name, FedNova().name)
 PLAN_BYTES = 4096.0
 """What a device is sent beside the parameters: which rows, how many epochs, where to report."""
 IN_FLIGHT = 4
@@ -131,7 +134,7 @@ def simulate(
 ) -> Outcome:
     """Run the simulation from its latest checkpoint under `home` to its last round.
 
-    processes: 0 measures what is fastest; evaluate_every: rounds, 0 for about ten evaluations in all.
+    processes: one thread each; 0 measures what is fastest; evaluate_every: rounds, 0 for about ten evaluations in all.
     """
     task = find_fleet_task(simulation.task)
     population = task.population(simulation.population, simulation.seed)
@@ -148,7 +151,7 @@ def simulate(
         return FleetEngine(model, population, turnout, strategy, kernel, processes, threads, loss_every)
 
     if processes:
-        arrangement = (processes, max(1, cores() // processes))
+        arrangement = (processes, 1)
     else:
         sample = Always(population.size, min(simulation.cohort, 512))
         key = digest(kernel, Layout.of(initial).shapes, simulation.work, sample.goal, strategy.describe())
@@ -158,7 +161,7 @@ def simulate(
     if before is not None and before.round:
         LOG.info("simulate: taken up after round %d of %d (%s)", before.round, simulation.rounds, folder)
         teller.take_up(before)
-    with engine(*arrangement, turnout_of(simulation, task, population, Layout.of(initial))) as running:
+    with engine(*arrangement, turnout_of(simulation, population, Layout.of(initial))) as running:
         state = train(plan, initial, running, folder, teller, CHECKPOINT_S)
     seconds = time.monotonic() - began
     own = state.log[before.round if before else 0 :]
@@ -196,10 +199,15 @@ def folder_of(simulation: Simulation, home: Path) -> Path:
 def strategy_of(simulation: Simulation) -> Strategy:
     """The named strategy, with the stages of the named compression."""
     strategy = find_strategy(simulation.strategy, simulation.work, **simulation.overrides)
+    if simulation.asynchronous and strategy.rule.name in BY_ROUNDS:
+        raise BadInput(
+            f"{simulation.strategy} corrects for what all sites of one round did and has no asynchronous form; "
+            "leave --asynchronous out, or take another strategy"
+        )
     return replace(strategy, stages=(*strategy.stages, *_stages(simulation.compression)))
 
 
-def turnout_of(simulation: Simulation, task: FleetTask, population: Population, layout: Layout) -> Turnout:
+def turnout_of(simulation: Simulation, population: Population, layout: Layout) -> Turnout:
     """Who reports: whoever is drawn, or whoever comes by the virtual clock of a fleet as Gboard's is described."""
     if simulation.always_available:
         return Always(population.size, simulation.cohort)

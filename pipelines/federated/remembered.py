@@ -1,4 +1,4 @@
-"""What simulated clients keep between rounds (SCAFFOLD's control variates, Ditto's models, residuals of compression)."""
+"""What simulated clients keep between rounds: SCAFFOLD's control variates, Ditto's models, compression's residuals."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class Steps:
     def __len__(self) -> int:
         return len(self.steps)
 
+
 APART = 2**32
 """Words of a client's stream between two passes' draws: a pass must not depend on who else is in the chunk."""
 

@@ -14,8 +14,8 @@ class LocalWork:
         v = momentum · v + g;  w −= learning_rate · v
 
     which is torch.optim.SGD's. updates: steps in a round whatever a site's number of rows, going round its rows as
-    often as that takes; 0 leaves it to `epochs`. batch_size 0 takes all of a site's rows at once; the velocity starts at 0 each round.
-    The proximal term is FedProx' (Li et al., 2020), its anchor the weights that the server sent.
+    often as that takes; 0 leaves it to `epochs`. batch_size 0 takes all of a site's rows at once; the velocity starts
+    at 0 each round. The proximal term is FedProx' (Li et al., 2020), its anchor the weights that the server sent.
     """
 
     epochs: int = 1

@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from models.errors import BadInput
+from models.fleet_task import find_fleet_task
+from models.keyboard import Keyboard
 from pipelines.federated.checkpoints import latest
-from pipelines.simulate import COMPRESSIONS, folder_of, simulate, simulation_of
+from pipelines.federated.engines.turnout import OnClock
+from pipelines.federated.layout import Layout
+from pipelines.simulate import COMPRESSIONS, folder_of, simulate, simulation_of, turnout_of
 
-TASKS = ("keyboard", "digits")
 # argv: home. Slow enough to be killed in the middle, and with a checkpoint after every round.
 KILLED = """
 import sys, time
@@ -55,25 +58,42 @@ def test_a_killed_simulation_called_again_ends_with_the_same_bits(tmp_path: Path
     assert end.quality == undisturbed.quality
 
 
-@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("choices", [{}, {"asynchronous": True}, {"always_available": True, "compression": "8bit"}])
-def test_every_task_learns_on_a_fleet(tmp_path: Path, task: str, choices: dict[str, object]) -> None:
-    simulation = simulation_of(task, 1000, 20, 10, {"learning_rate": 0.3, "epochs": 3}, **choices)
+def test_a_fleet_learns(tmp_path: Path, choices: dict[str, object]) -> None:
+    simulation = simulation_of("keyboard", 3000, 30, 10, {}, **choices)
     told = simulate(simulation, tmp_path, processes=1, evaluate_every=5)
     assert [number for number, _ in told.history] == [5, 10]
-    assert told.quality[told.metric] == told.history[-1][1]
-    assert told.quality[told.metric] > (0.6 if task == "keyboard" else 0.3)
-    assert all(record.reports >= 16 for record in told.state.log if record.abandoned is None)
+    assert told.quality["auc"] == told.history[-1][1] > 0.6
+    assert all(record.reports >= 24 for record in told.state.log if record.abandoned is None)
     assert any(record.abandoned is None for record in told.state.log)
 
 
-@pytest.mark.parametrize("name", COMPRESSIONS)
-def test_a_compression_shows_in_the_bytes_that_devices_send(tmp_path: Path, name: str) -> None:
-    simulation = simulation_of("digits", 500, 10, 1, {}, compression=name)
-    sent = simulate(simulation, tmp_path, processes=1).state.log[0].session["bytes_up"]
-    whole = simulation_of("digits", 500, 10, 1, {})
-    plain = simulate(whole, tmp_path, processes=1).state.log[0].session["bytes_up"]
-    assert sent < 0.5 * plain or name == "none"
+def test_an_image_task_is_a_fleets_task_too(tmp_path: Path) -> None:
+    """And learns: this model's accuracy needs more rounds to show it, its loss does not."""
+    simulation = simulation_of("digits", 300, 10, 8, {"learning_rate": 0.5, "batch_size": 8})
+    told = simulate(simulation, tmp_path, processes=1, evaluate_every=1)
+    assert told.metric == "accuracy"
+    losses = [record.loss for record in told.state.log if record.abandoned is None]
+    assert min(losses[-3:]) < losses[0]
+
+
+def test_a_compression_shows_in_the_bytes_that_devices_send() -> None:
+    task = find_fleet_task("mnist")
+    layout = Layout.of_model(task.build_model())
+    population = Keyboard(1000)  # whose rows they would be does not matter
+    sent = {}
+    for name in COMPRESSIONS:
+        turnout = turnout_of(simulation_of("keyboard", 1000, 10, 1, {}, compression=name), population, layout)
+        assert isinstance(turnout, OnClock)
+        sent[name] = turnout.cost.up_bytes
+    assert sent["none"] == 4 * layout.size
+    assert all(size < 0.3 * sent["none"] for name, size in sent.items() if name != "none")
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fednova"])
+def test_what_is_defined_by_rounds_cannot_be_asynchronous(tmp_path: Path, strategy: str) -> None:
+    with pytest.raises(BadInput, match="asynchronous"):
+        simulate(simulation_of("keyboard", 1000, 10, 1, {}, strategy=strategy, asynchronous=True), tmp_path)
 
 
 def test_the_result_does_not_depend_on_the_number_of_processes_beyond_rounding(tmp_path: Path) -> None:
@@ -116,7 +136,19 @@ def test_an_unknown_choice_lists_those_there_are(tmp_path: Path, choices: dict[s
 
 def test_the_command_writes_the_figures(tmp_path: Path) -> None:
     fedloop = Path(sys.executable).with_name("fedloop")
-    command = [fedloop, "simulate", "keyboard", "--population", "3000", "--cohort", "20", "--rounds", "3"]
+    command = [
+        fedloop,
+        "simulate",
+        "keyboard",
+        "--population",
+        "3000",
+        "--cohort",
+        "20",
+        "--rounds",
+        "3",
+        "--processes",
+        "1",
+    ]
     environment = {**os.environ, "FEDLOOP_HOME": str(tmp_path / "home")}
     files = ["--json", tmp_path / "figures.json", "--plot", tmp_path / "fleet.png"]
     done = subprocess.run([*map(str, [*command, *files])], env=environment, capture_output=True, text=True)
