@@ -10,10 +10,12 @@ reported as accuracy after a fixed number of rounds. --quick: one seed, the 2NN,
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,8 @@ from pipelines.federated.work import LocalWork
 
 GLANCE = 2000
 """Test rows looked at after every round; all 10,000 once these come near the target."""
+
+KERNELS = Path(os.environ.get("FEDLOOP_HOME", ".fedloop")) / "kernels.json"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def run(setting: Setting, rate: float, seed: int, limit: int, target: float) -> 
     goal = max(1, population.size // 10)
     plan = TrainingPlan((), {}, limit, seed, fedavg(work))
     clients = np.arange(4, dtype=np.int64)
-    kernel = choose(model, layout, steps_of(population.rows(clients), work, seeds_of(0, clients)), work, None)
+    torch.set_num_threads(1)
+    kernel = choose(model, layout, steps_of(population.rows(clients), work, seeds_of(0, clients)), work, KERNELS)
     digits = mnist.load()
     test_x, test_y = digits.test_x, digits.test_y
     seen: list[float] = []

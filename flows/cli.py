@@ -226,6 +226,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="of everything that is drawn")] = 0,
     processes: Annotated[int, typer.Option(min=0, help="that train side by side; 0 measures what is fastest")] = 0,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="compute in bfloat16 (weights stay float32)")] = False,
+    personal: Annotated[int, typer.Option(min=0, help="compare with models of their own at so many devices")] = 0,
     json: Annotated[Path | None, typer.Option(help="write the figures here")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the fleet's rounds here (PNG)")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="begin anew instead of going on with an earlier call")] = False,
@@ -241,7 +242,7 @@ def simulate(
         "strategy": strategy, "compression": compression, "asynchronous": asynchronous,
         "always_available": always_available, "seed": seed, "bfloat16": bfloat16,
     }  # fmt: skip
-    simulate_and_tell(task, population, cohort, rounds, work, choices, processes, json, plot, fresh)
+    simulate_and_tell(task, population, cohort, rounds, work, choices, processes, personal, json, plot, fresh)
 
 
 @app.command()

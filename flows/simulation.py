@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.fleet_report import plot_fleet
 from rich.table import Table
 
 from flows.console import CONSOLE, say, tell_progress
 from flows.memory import PeakMemory
+from pipelines.federated.personal import Personalisation
 from pipelines.federated.store import write_atomically
-from pipelines.simulate import Outcome, folder_of, simulation_of
+from pipelines.fleet_report import plot_fleet
+from pipelines.simulate import Outcome, folder_of, personalise, simulation_of
 from pipelines.simulate import simulate as run
 
 DAY_S = 86_400.0
@@ -30,6 +31,7 @@ def simulate(
     work: Mapping[str, Any],
     choices: Mapping[str, Any],
     processes: int = 0,
+    personal: int = 0,
     json_file: Path | None = None,
     plot: Path | None = None,
     fresh: bool = False,
@@ -48,6 +50,10 @@ def simulate(
         outcome = run(simulation, home, processes)
     figures = figures_of(outcome, memory.peak_mb)
     CONSOLE.print(table_of(outcome, figures))
+    if personal:
+        compared = personalise(outcome, personal)
+        figures["personal"] = compared.summary()
+        CONSOLE.print(personal_table(compared))
     if json_file is not None:
         write_atomically(json_file, json.dumps(figures, indent=2).encode())
         say(f"figures: {json_file}")
@@ -106,4 +112,18 @@ def table_of(outcome: Outcome, figures: Mapping[str, Any]) -> Table:
         table.add_row(what, figure)
     for reason, count in figures["abandoned_because"].items():
         table.caption = f"{count} abandoned: {reason}"
+    return table
+
+
+def personal_table(compared: Personalisation) -> Table:
+    """One model for all against models of their own, over the devices' held-out rows."""
+    title = f"Is a device better off with a model of its own? ({len(compared.clients):,} devices)"
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "accuracy", "log-loss", "worst tenth", "better at", "worse at"):
+        table.add_column(column, justify="right")
+    for kind, figures in compared.summary().items():
+        table.add_row(
+            kind, f"{figures['accuracy']:.4f}", f"{figures['log_loss']:.4f}", f"{figures['worst_decile']:.4f}",
+            f"{figures['improved']:.0%}", f"{figures['worsened']:.0%}",
+        )  # fmt: skip
     return table

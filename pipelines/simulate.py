@@ -30,10 +30,12 @@ from pipelines.federated.engines.turnout import Always, OnClock, Turnout
 from pipelines.federated.fednova import FedNova
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.jobs import Parameters
-from pipelines.federated.kernels.choose import choose
+from pipelines.federated.kernels.choose import choose, kernel_named
 from pipelines.federated.layout import Layout
 from pipelines.federated.low_rank import LowRank
+from pipelines.federated.personal import Personalisation, compare
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
+from pipelines.federated.remembered import Remembered
 from pipelines.federated.scaffold import Scaffold
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
@@ -194,6 +196,40 @@ def _stages(name: str) -> tuple[Stage, ...]:
 def folder_of(simulation: Simulation, home: Path) -> Path:
     """Where its checkpoints are."""
     return home / "simulations" / digest(asdict(simulation))
+
+
+def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -> Personalisation:
+    """The trained model at so many devices, against what each of them makes of it with its own rows.
+
+    work: of the fine-tuning; by default the simulation's own. Where the strategy is Ditto's, its personal models are
+    compared too, at devices that took part.
+
+    Raises:
+        BadInput: the task's clients hold out no rows of their own.
+    """
+    simulation, task = outcome.simulation, find_fleet_task(outcome.simulation.task)
+    population = task.population(simulation.population, simulation.seed)
+    model, untrained = _initial(task, simulation.seed)
+    layout = Layout.of_model(model)
+    memory = Remembered.in_context(("personal",), layout.size, outcome.state.context)
+    trained = memory.clients("personal")
+    clients = np.unique(np.linspace(0, population.size - 1, devices).astype(np.int64))
+    if len(trained):
+        clients = trained[:devices]
+    try:
+        return compare(
+            kernel_named(outcome.kernel, model, layout),
+            model,
+            population,
+            clients,
+            layout.flatten(outcome.state.parameters),
+            work or simulation.work,
+            simulation.seed,
+            untrained=layout.flatten(untrained),
+            personal=memory.of(clients)["personal"] if len(trained) else None,
+        )
+    except ValueError as error:
+        raise BadInput(f"task {simulation.task}: {error}; take a task whose clients do, such as keyboard") from error
 
 
 def strategy_of(simulation: Simulation) -> Strategy:

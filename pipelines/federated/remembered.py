@@ -30,6 +30,16 @@ class Remembered:
         clients = tensors["clients"].numpy()
         return empty.keep(clients, {name: tensors[name] for name in empty.rows})
 
+    @classmethod
+    def in_context(cls, names: Iterable[str], size: int, context: Mapping[str, torch.Tensor]) -> Remembered:
+        """What a training state's context says of them."""
+        own = {name.removeprefix("memory/"): tensor for name, tensor in context.items() if name.startswith("memory/")}
+        return cls.from_tensors(names, size, own if set(names) <= set(own) else {})
+
+    def clients(self, name: str) -> Ids:
+        """Who has such a vector, in order."""
+        return np.array(sorted(self.rows[name]), dtype=np.int64)
+
     def of(self, clients: Ids) -> dict[str, torch.Tensor]:
         """By name: [clients, size]."""
         zeros = torch.zeros(self.size)
