@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))  # no package: the peers' environments import from it too
@@ -37,6 +41,7 @@ AGREES = 1e-5  # largest difference of a weight's change from float64
 ALIKE = 0.1  # of the norm, over a whole epoch with kinks, where float32 leaves the path (see Workload.checked)
 LONG_S = 30.0  # a round this long is measured once, by the round that was checked
 HOPELESS = 0.5  # a variant slower than this share of its peer's best is measured once
+WARM_S = 5.0  # a shorter round is run once untimed, as sampling is not warm from the check
 START_S, ROUND_S = 900.0, 900.0
 
 
@@ -63,18 +68,24 @@ def variants(workload: Workload, cores: int) -> list[Variant]:
 
 
 def measure(
-    workloads: Sequence[str] = tuple(WORKLOADS),
+    workloads: Sequence[str] | None = None,
     repetitions: int = 5,
     seconds: float = 2.0,
     peers: Sequence[str] = tuple(TITLES),
-    quick: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    quick: bool | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> dict[str, Any]:
-    """All workloads, as plain values for JSON. `quick`: one variant of a peer, and no environment is made."""
+    """Some workloads (None: all), as plain values for JSON; `ratio` has the medians of how often faster ours is.
+
+    quick: one variant of a peer, not Flower, and no environment is made; by default where there is one repetition.
+    """
+    quick = repetitions == 1 if quick is None else quick
+    if quick:
+        peers = [peer for peer in peers if peer != FLOWER]
     peaks = machine.measure()
     cores = machine.cores()
     found: dict[str, Any] = {"machine": {"cores": cores, **peaks}, "repetitions": repetitions, "workloads": {}}
-    for name in workloads:
+    for name in workloads or WORKLOADS:
         workload = WORKLOADS[name]
         chosen = [variant for variant in variants(workload, cores) if variant.peer in peers]
         if quick:
@@ -89,6 +100,11 @@ def measure(
             "variants": measured,
             **compare(workload, measured, peaks),
         }
+    found["ratio"] = {
+        name: {other: times["median"] for other, times in of["times"].items()}
+        for name, of in found["workloads"].items()
+        if "times" in of
+    }
     return found
 
 
@@ -103,23 +119,34 @@ def _workload(
     """By variant's name: its rates and what it says of itself, or the reason why there are none."""
     workers: dict[str, Worker] = {}
     out: dict[str, dict[str, Any]] = {}
+
+    def start(variant: Variant) -> None:
+        out[variant.name] = {"peer": variant.peer, "variant": variant.says, "rates": []}
+        try:
+            workers[variant.name] = Worker(variant, workload.name, make)
+        except PeerMissing as error:
+            out[variant.name]["missing"] = str(error)
+            say(f"{workload.name}: {variant.name} is left out: {error}")
+
+    def first(name: str, step: Callable[[Workload, Worker], dict[str, Any]]) -> None:
+        try:
+            out[name] |= step(workload, workers[name])
+        except PeerFailed as error:
+            out[name]["failed"] = str(error)
+            say(f"{workload.name}: {name} failed: {error}")
+        if out[name]["rates"] or "failed" in out[name]:
+            workers.pop(name).end()
+
     try:
-        for variant in chosen:
-            out[variant.name] = {"peer": variant.peer, "variant": variant.says, "rates": []}
-            try:
-                workers[variant.name] = Worker(variant, workload.name, make)
-            except PeerMissing as error:
-                out[variant.name]["missing"] = str(error)
-                say(f"{workload.name}: {variant.name} is left out: {error}")
+        # Ours measures which kernel is fastest as it starts, so it starts when nobody else does.
+        for alone in (False, True):
+            own = [variant for variant in chosen if (variant.peer == OURS) == alone]
+            for variant in own:
+                start(variant)
+            for name in [variant.name for variant in own if variant.name in workers]:
+                first(name, _ready)
         for name in [*workers]:
-            try:
-                out[name] |= _first(workload, workers[name])
-                once = len(out[name]["rates"]) > 0
-            except PeerFailed as error:
-                out[name]["failed"], once = str(error), True
-                say(f"{workload.name}: {name} failed: {error}")
-            if once:
-                workers.pop(name).end()
+            first(name, _check)
         _agree(workload, out)
         for repetition in range(repetitions):
             for name in [*workers]:
@@ -137,17 +164,24 @@ def _workload(
     finally:
         for worker in workers.values():
             worker.end()
+    out = {variant.name: out[variant.name] for variant in chosen}
     for of in out.values():
         if of["rates"]:
             of |= summary(of["rates"])
     return out
 
 
-def _first(workload: Workload, worker: Worker) -> dict[str, Any]:
-    """What the worker says of itself, how far its aggregates are off, and its rate if a second round would be long."""
+def _ready(workload: Workload, worker: Worker) -> dict[str, Any]:
+    """What the worker says of itself."""
     ready = worker.ready(START_S)
     known = {key: ready[key] for key in ("threads", "processes", "versions", "settings")}
     known["processes"] *= worker.variant.copies
+    return known
+
+
+def _check(workload: Workload, worker: Worker) -> dict[str, Any]:
+    """How far the worker's aggregates are off, and its rate if a second round would be long; warms up on the way."""
+    known: dict[str, Any] = {}
     for examples in sorted({workload.checked, workload.examples}):
         with tempfile.TemporaryDirectory() as folder:
             answer = worker.aggregate(Path(folder) / "aggregate.npy", examples, ROUND_S)
@@ -158,6 +192,8 @@ def _first(workload: Workload, worker: Worker) -> dict[str, Any]:
         known["relative_difference"] = norm
     if answer["seconds"] > LONG_S:
         known["rates"] = [answer["updates"] / answer["seconds"]]
+    elif answer["seconds"] < WARM_S or worker.variant.copies > 1:
+        worker.run(0.0, ROUND_S)
     return known
 
 
@@ -217,57 +253,57 @@ def _times(ours: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
     return {"median": ours["median"] / other["median"], "lowest": min(pairs), "highest": max(pairs)}
 
 
-def flute(repetitions: int = 3) -> dict[str, Any]:
-    """FLUTE's published setting: seconds from a process's start to its end.
+def flute(repetitions: int = 3) -> float:
+    """Seconds of the setting in which FLUTE was published, from a process's start to its end; the median.
 
-    Logistic regression on 784 pixels and ten classes, 1,000 clients, 10 of them a round, 100 rounds.
+    Logistic regression on MNIST, 1,000 clients, 10 of them a round, 100 rounds. Every repetition is a first call: it
+    measures its kernel and its arrangement, and nothing is remembered from the one before.
     """
-    script = HERE / "peers" / "flute_setting.py"
+    command = [
+        str(Path(sys.executable).with_name("fedloop")), "simulate", "flute_setting:TASK", "--always-available",
+        "--population", "1000", "--cohort", "10", "--rounds", "100",
+    ]  # fmt: skip
     times = []
     for _ in range(repetitions):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-        times.append(time.perf_counter() - began)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            return {"failed": lines[-1] if lines else f"ended with {done.returncode}"}
-    return {"seconds": times, "median": statistics.median(times), "says": flute.__doc__.splitlines()[2].strip()}
+        with tempfile.TemporaryDirectory() as home:
+            environment = {**os.environ, "FEDLOOP_HOME": home, "PYTHONPATH": str(HERE / "peers")}
+            began = time.perf_counter()
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
-def show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=118)
+def table(found: dict[str, Any]) -> Group:
+    """Everything that was found, for a rich console."""
+    parts: list[Table | str] = []
     for name, of in found["workloads"].items():
-        table = Table(title=f"{name}: {of['says']}; client updates a second", title_justify="left")
+        parts.append(f"\n{name}: {of['says']}; client updates a second")
+        rows = Table()
         for column in ("peer", "variant", "median", "lowest – highest", "off by"):
-            table.add_column(column, justify="left" if column in ("peer", "variant") else "right")
+            rows.add_column(column, justify="left" if column in ("peer", "variant") else "right")
         for variant in of["variants"].values():
-            told = next((variant[key] for key in ("missing", "failed") if key in variant), None)
             cells = [TITLES[variant["peer"]], variant["variant"]]
             if "median" in variant:
                 spread = f"{short(variant['lowest'])} – {short(variant['highest'])}"
                 cells += [short(variant["median"]), spread, f"{variant['difference']:.0e}"]
             else:
-                cells += ["–", (told or "")[:60], ""]
-            table.add_row(*cells)
-        console.print(table)
+                cells += ["–", (variant.get("missing") or variant.get("failed") or "")[:60], ""]
+            rows.add_row(*cells)
+        parts.append(rows)
         for other, times in of.get("times", {}).items():
             named = f" ({times['is']})" if "is" in times else ""
             spread = f"{times['lowest']:.2f} – {times['highest']:.2f}"
-            console.print(f"  fedloop is {times['median']:.2f} times as fast as {other}{named}, {spread}")
+            parts.append(f"  fedloop is {times['median']:.2f} times as fast as {other}{named}, {spread}")
         if "arithmetic" in of:
             share = of["arithmetic"]
-            console.print(
-                f"  fedloop does {share['gflops']:.0f} GF/s, {share['share_of_peak']:.0%} of what products of large "
+            parts.append(
+                f"  fedloop does {share['gflops']:.1f} GF/s, {share['share_of_peak']:.0%} of what products of large "
                 f"matrices reach here ({share['peak_gflops']:.0f} GF/s)"
             )
     for name, rates in found["machine"].items():
         if isinstance(rates, dict):
-            console.print(f"machine, {name}: " + ", ".join(f"{key} {value:.0f}" for key, value in rates.items()))
-    if "flute" in found:
-        console.print(f"FLUTE's setting: {found['flute']}")
+            parts.append(f"machine, {name}: " + ", ".join(f"{key} {value:.0f}" for key, value in rates.items()))
+    return Group(*parts)
 
 
 def short(rate: float) -> str:
@@ -323,12 +359,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn, at least one round")
     arguments = parser.parse_args()
     if arguments.quick:
-        peers = [peer for peer in arguments.peers if peer != FLOWER]
-        found = measure(("lr100", "mlp2nn"), 3, 0.5, peers, quick=True, say=print)
+        found = measure(("lr100", "mlp2nn"), 3, 0.5, arguments.peers, quick=True)
     else:
-        found = measure(arguments.workload, arguments.repetitions, arguments.seconds, arguments.peers, say=print)
-        found["flute"] = flute()
-    show(found)
+        found = measure(arguments.workload, arguments.repetitions, arguments.seconds, arguments.peers)
+        found["flute_s"] = flute()
+    Console(width=118).print(table(found))
     ending = "-quick" if arguments.quick else ""
     results = HERE / "results" / f"federated_speed{ending}.json"
     results.parent.mkdir(exist_ok=True)

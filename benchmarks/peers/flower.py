@@ -2,7 +2,7 @@
 
 Settings in its favour: one simulation serves all rounds, so its start is not counted; each actor keeps the data and
 the model; there are no more nodes than a cohort has, because rounds get slower with every node that waits; no
-evaluation and no client state. A round of 5,000 clients takes so long that it is not warmed up for.
+evaluation and no client state.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
             return np.concatenate([value.numpy().ravel() for value in after.to_torch_state_dict().values()]) - first
 
         run = protocol.planned(rounds, workload.cohort)
-        protocol.serve(workload, answers, ready, aggregate, run, warm_up=workload.cohort < 1_000)
+        protocol.serve(workload, answers, ready, aggregate, run)
 
     backend = {
         "init_args": {"num_cpus": arguments.processes, "object_store_memory": 512 * 2**20, "log_to_driver": False},

@@ -102,7 +102,7 @@ def forward(batch) -> jnp.ndarray:
             norm = hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, name=layer_name("norm"))
             return linear("head", 10)(norm(x.mean(axis=(1, 2))))
         case _:
-            return linear("0", 1)(x)[:, 0]
+            return linear("", 1)(x)[:, 0]
 
 
 def loss(batch, logits: jnp.ndarray) -> jnp.ndarray:
@@ -119,7 +119,7 @@ CHANNELS = 64
 
 def place(name: str) -> tuple[str, str]:
     """Haiku's layer and weight for a parameter of torch's."""
-    layer, kind = name.rsplit(".", 1)
+    layer, _, kind = name.rpartition(".")
     ours = {"weight": "scale", "bias": "offset"} if "norm" in layer else {"weight": "w", "bias": "b"}
     return layer_name(layer), ours[kind]
 

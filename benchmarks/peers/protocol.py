@@ -1,6 +1,6 @@
 """How the harness talks to a peer's process: a command a line on its stdin, a JSON object a line on its stdout.
 
-    → {"ready": true, "threads": 1, "processes": 1, "versions": {...}, "settings": "..."}     when warm
+    → {"ready": true, "threads": 1, "processes": 1, "versions": {...}, "settings": "..."}
     aggregate PATH EXAMPLES → {"aggregate": PATH, "updates": n, "seconds": t}
                      one round from the initial weights over clients 0..cohort-1, with their first EXAMPLES rows;
                      the server's change of weights is saved, flat
@@ -49,12 +49,8 @@ def serve(
     ready: dict[str, Any],
     aggregate: Callable[[int], np.ndarray | tuple[np.ndarray, np.ndarray]],
     run: Callable[[float], tuple[int, float]],
-    warm_up: bool = True,
 ) -> None:
-    """Warms up by one aggregate and one round, says that it is ready, and answers until told to quit."""
-    if warm_up:
-        aggregate(workload.checked)
-        run(0.0)
+    """Says that it is ready, and answers until told to quit."""
     answers.write(json.dumps({"ready": True, **ready}) + "\n")
     for line in sys.stdin:
         command, *told = line.split()

@@ -31,7 +31,7 @@ class Patches(nn.Module):
 
 
 MODELS = {
-    "lr": lambda: nn.Sequential(nn.Linear(64, 1)),
+    "lr": lambda: nn.Linear(64, 1),
     "mlp2nn": lambda: nn.Sequential(
         nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 10)
     ),

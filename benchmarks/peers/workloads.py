@@ -60,7 +60,8 @@ class Workload:
 
 
 def _affine(name: str, outputs: int, inputs: int) -> tuple[Parameter, ...]:
-    return Parameter(f"{name}.weight", (outputs, inputs), outputs * inputs), Parameter(f"{name}.bias", (outputs,))
+    dotted = f"{name}." if name else ""
+    return Parameter(f"{dotted}weight", (outputs, inputs), outputs * inputs), Parameter(f"{dotted}bias", (outputs,))
 
 
 def _conv(name: str, outputs: int, inputs: int, kernel: int, positions: int) -> tuple[Parameter, ...]:
@@ -74,7 +75,7 @@ def _norm(name: str, channels: int) -> tuple[Parameter, ...]:
 
 def _triggering(name: str, population: int, cohort: int) -> Workload:
     says = f"logistic regression, 64 features, 20 examples, cohort {cohort:,}"
-    return Workload(name, says, population, cohort, 20, 0.1, (64,), 1, _affine("0", 1, 64))
+    return Workload(name, says, population, cohort, 20, 0.1, (64,), 1, _affine("", 1, 64))
 
 
 WORKLOADS = {
