@@ -154,7 +154,7 @@ def by_writer(say: Callable[[str], None]) -> dict[str, Any]:
     setting = Setting("by_writer", mnist.two_nn, lambda seed: mnist.by_writer(), 1, 0.97, 0, 150, (0.1,))
     runs = []
     for seed in range(3):
-        rounds, seen = run(setting, 0.1, seed, 150, 1.1)
+        _, seen = run(setting, 0.1, seed, 150, 1.1)
         reached = next((number for number, value in enumerate(seen, 1) if value >= setting.target), None)
         runs.append({"rounds_to_97": reached, "accuracy_at_100": seen[99], "best": max(seen)})
         say(f"by writer, seed {seed}: 97% after {reached} rounds, {seen[99]:.4f} after 100, {max(seen):.4f} at best")

@@ -19,10 +19,11 @@ os.environ.update({"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"})
 for name in [name for name in os.environ if name.startswith("FEDLOOP_") and name != "FEDLOOP_DATA"]:
     del os.environ[name]
 torch.set_num_threads(1)
-# Chance looks for new cases on a developer's machine; a check that guards a landing says the same twice.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# Chance looks for new cases on a developer's machine; a check that guards a landing says the same twice. No test is
+# decided by how long it takes.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 @pytest.fixture(scope="session")
