@@ -39,6 +39,7 @@ OURS, LOOP, PFL, FLOWER, FEDJAX = "fedloop", "plain_loop", "apple_pfl", "flower"
 TITLES = {OURS: "fedloop", LOOP: "PyTorch loop", PFL: "pfl-research", FLOWER: "Flower", FEDJAX: "FedJAX"}
 AGREES = 1e-5  # largest difference of a weight's change from float64
 ALIKE = 0.1  # of the norm, over a whole epoch with kinks, where float32 leaves the path (see Workload.checked)
+BESIDE = "bfloat16"  # of ours: other arithmetic, so shown beside the others and compared apart
 LONG_S = 30.0  # a round this long is measured once, by the round that was checked
 HOPELESS = 0.5  # a variant slower than this share of its peer's best is measured once
 WARM_S = 5.0  # a shorter round is run once untimed, as sampling is not warm from the check
@@ -54,6 +55,8 @@ def variants(workload: Workload, cores: int) -> list[Variant]:
         Variant(PFL, "one process", ("--threads", many if len(workload.input) > 1 else "1")),
         Variant(FLOWER, f"{cores} actors", ("--processes", many)),
     ]
+    if workload.name in ("cnn", "cifar"):
+        found.insert(1, Variant(OURS, BESIDE, ("--bfloat16",)))
     # On convolutions, scan and vmap are several times slower than jit.
     forms = ("vmap", "jit", "scan") if len(workload.input) == 1 else ("jit",)
     found += [Variant(FEDJAX, form, ("--variant", form, "--threads", many)) for form in forms]
@@ -198,7 +201,7 @@ def _check(workload: Workload, worker: Worker) -> dict[str, Any]:
 
 
 def _agree(workload: Workload, out: dict[str, dict[str, Any]]) -> None:
-    measured = {name: of for name, of in out.items() if "difference" in of}
+    measured = {name: of for name, of in out.items() if "difference" in of and of["variant"] != BESIDE}
     wrong = [
         f"{name} by {of['difference']:.1e}, in all by {of['relative_difference']:.1%}"
         for name, of in measured.items()
@@ -225,7 +228,7 @@ def compare(workload: Workload, measured: dict[str, dict[str, Any]], peaks: dict
     """The best variant of every peer; how many times faster ours is; and how much of our time is arithmetic."""
     best: dict[str, str] = {}
     for name, of in measured.items():
-        if "median" in of and ("failed" not in of):
+        if "median" in of and "failed" not in of and of["variant"] != BESIDE:
             peer = of["peer"]
             if peer not in best or of["median"] > measured[best[peer]]["median"]:
                 best[peer] = name
@@ -241,6 +244,9 @@ def compare(workload: Workload, measured: dict[str, dict[str, Any]], peaks: dict
     if others:
         fastest = max(others.values(), key=lambda name: measured[name]["median"])
         found["times"]["the fastest of them"] = {**_times(ours, measured[fastest]), "is": fastest}
+        half = next((of for of in measured.values() if of["variant"] == BESIDE and "median" in of), None)
+        if half is not None:
+            found["times"]["the fastest of them, ours in bfloat16"] = {**_times(half, measured[fastest]), "is": fastest}
     peak = max(of["sgemm_gflops"] for of in peaks.values())
     achieved = ours["median"] * workload.flops / 1e9
     found["arithmetic"] = {"gflops": achieved, "share_of_peak": achieved / peak, "peak_gflops": peak}

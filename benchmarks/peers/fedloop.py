@@ -55,10 +55,11 @@ def main() -> None:
     plan = TrainingPlan((), {}, ROUNDS, SEED, fedavg(work))
     drawn = Always(population.size, workload.cohort)
 
+    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
     with tempfile.TemporaryDirectory() as home:
         some = np.arange(min(workload.cohort, 64), dtype=np.int64)
         steps = steps_of(population.rows(some), work, seeds_of(draw_seed("choose"), some))
-        kernel = choose(model, Layout.of_model(model), steps, work, Path(home) / "kernels.json")
+        kernel = choose(model, Layout.of_model(model), steps, work, Path(home) / "kernels.json", dtype=dtype)
 
         def engine(processes: int, threads: int, on: Partition = population, turnout: Always = drawn) -> FleetEngine:
             return FleetEngine(model, on, turnout, plan.strategy, kernel, processes, threads, ROUNDS // 100)

@@ -50,19 +50,19 @@ def _best(call: Callable[[], object], seconds: float = 0.6) -> float:
 def measure() -> dict[str, dict[str, float]]:
     """One thread, all threads of one process, and as many processes with one thread each as there are cores."""
     many = cores()
-    found = {"1 thread": _together(1, 1)}
-    if many > 1:
-        found[f"{many} threads"] = _together(1, many)
-        found[f"{many} processes"] = _together(many, 1)
-    return found
+    if many == 1:
+        return {"1 thread": _together(1, [1])[0]}
+    one, threads = _together(1, [1, many])
+    return {"1 thread": one, f"{many} threads": threads, f"{many} processes": _together(many, [1])[0]}
 
 
-def _together(processes: int, threads: int) -> dict[str, float]:
-    command = [sys.executable, str(Path(__file__)), str(threads)]
+def _together(processes: int, threads: list[int]) -> list[dict[str, float]]:
+    """For each number of threads, one after the other: the sums over so many processes at once."""
+    command = [sys.executable, str(Path(__file__)), *map(str, threads)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     answers = [json.loads(process.communicate()[0]) for process in started]
-    return {key: sum(answer[key] for answer in answers) for key in answers[0]}
+    return [{key: sum(answer[key] for answer in each) for key in each[0]} for each in zip(*answers, strict=True)]
 
 
 if __name__ == "__main__":
-    print(json.dumps(rates(int(sys.argv[1]) if len(sys.argv) > 1 else 1)))
+    print(json.dumps([rates(int(threads)) for threads in sys.argv[1:] or ["1"]]))

@@ -34,6 +34,7 @@ def start(variants: tuple[str, ...] = ()) -> tuple[Workload, argparse.Namespace,
     parser.add_argument("--threads", type=int, default=1, help="per process")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--share", type=int, default=1)
+    parser.add_argument("--bfloat16", action="store_true", help="compute in it; ours alone can")
     if variants:
         parser.add_argument("--variant", choices=variants, default=variants[0])
     arguments = parser.parse_args()

@@ -90,8 +90,8 @@ WORKLOADS = {
             kinks=True,
         ),
         Workload(
-            "cnn", "McMahan's CNN, 1.66M weights, 600 examples, cohort 10",
-            40, 10, 600, 0.05, (1, 28, 28), 10,
+            "cnn", "McMahan's CNN, 1.66M weights, 100 examples, cohort 10",
+            40, 10, 100, 0.05, (1, 28, 28), 10,
             (*_conv("0", 32, 1, 5, 28 * 28), *_conv("3", 64, 32, 5, 14 * 14),
              *_affine("7", 512, 3136), *_affine("9", 10, 512)),
             kinks=True,
