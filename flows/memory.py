@@ -5,18 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import psutil
 
-from flows.supervision import marked
-from pipelines.settings import Settings
+if TYPE_CHECKING:
+    from pipelines.settings import Settings
+
 
 MB = 1e6
 
 
 def memory_mb(settings: Settings) -> float:
     """What every process of this home's house holds now, runs of flows included."""
+    from flows.supervision import marked
+
     return sum(map(_bytes, marked(settings))) / MB
 
 

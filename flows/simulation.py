@@ -14,8 +14,8 @@ from rich.table import Table
 
 from flows.console import CONSOLE, say, tell_progress
 from flows.memory import PeakMemory
+from pipelines.federated.files import write_atomically
 from pipelines.federated.personal import Personalisation
-from pipelines.federated.store import write_atomically
 from pipelines.fleet_report import plot_fleet
 from pipelines.simulate import Outcome, folder_of, personalise, simulation_of
 from pipelines.simulate import simulate as run

@@ -18,7 +18,8 @@ from models.errors import BadInput
 from models.images import ImageInput, content_hash, decode_png, encode_png, from_unit_floats
 from models.quality import QUALITY_COLUMNS, quality
 from models.task import Rows, Task
-from pipelines.federated.store import Manifest, SiteStore, Split, digest
+from pipelines.federated.files import digest
+from pipelines.federated.store import Manifest, SiteStore, Split
 
 
 @dataclass(frozen=True)

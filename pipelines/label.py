@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.federated.engines.engine import Engine
+from pipelines.federated.files import digest
 from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, Parameters, SpreadAnswer, SpreadJob
-from pipelines.federated.store import digest
 from pipelines.settings import LabelSettings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 

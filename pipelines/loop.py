@@ -23,11 +23,11 @@ from models.errors import BadInput, Missing
 from pipelines import registry
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import Cohort
+from pipelines.federated.files import digest, write_atomically
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan, TrainingState
 from pipelines.federated.server_optimizers import Adam, Sgd
 from pipelines.federated.stages import ClipByNorm
-from pipelines.federated.store import digest, write_atomically
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork

@@ -17,7 +17,7 @@ import pandas as pd
 from rich.table import Table
 
 from models.task import Task
-from pipelines.federated.store import write_atomically
+from pipelines.federated.files import write_atomically
 
 
 @dataclass

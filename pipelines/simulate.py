@@ -28,6 +28,7 @@ from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import arrange
 from pipelines.federated.engines.turnout import Always, OnClock, Turnout
 from pipelines.federated.fednova import FedNova
+from pipelines.federated.files import digest
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.choose import choose, kernel_named
@@ -41,7 +42,6 @@ from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
 from pipelines.federated.stages import Stage
 from pipelines.federated.steps import steps_of
-from pipelines.federated.store import digest
 from pipelines.federated.strategies import find_strategy
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train

@@ -18,6 +18,7 @@ import numpy as np
 
 from models.errors import BadInput
 from pipelines.federated.engines.engine import Engine
+from pipelines.federated.files import digest, write_atomically
 from pipelines.federated.jobs import (
     MINIMUM_ROWS,
     Answer,
@@ -32,7 +33,6 @@ from pipelines.federated.jobs import (
     Parameters,
 )
 from pipelines.federated.site import DISTANCE_RANGE
-from pipelines.federated.store import digest, write_atomically
 
 Snapshots = Mapping[str, tuple[str, ...]]
 """Site → the ids of its snapshots."""

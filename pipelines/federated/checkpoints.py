@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from pipelines.federated.files import write_atomically
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import RoundRecord, TrainingState
 from pipelines.federated.server_optimizers import Moments
-from pipelines.federated.store import write_atomically
 
 KEPT = 3
 """Checkpoints kept: the latest and two before it, in case the latest is torn."""

@@ -18,7 +18,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save
 
 from models.errors import BadInput, FedloopError, Missing
 from models.images import ImageInput, Images, decode_png
+from pipelines.federated.files import digest, write_atomically
 
 Split = Literal["train", "evaluation"]
 
@@ -257,20 +258,7 @@ class SiteStore:
         return path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none: never a torn one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
 def stack_images(pngs: Iterable[bytes], schema: ImageInput) -> Images:
     """uint8 [n, height, width, channels] from PNG bytes."""
     images = [decode_png(png, schema) for png in pngs]
     return np.stack(images) if images else np.zeros((0, *schema.shape), dtype=np.uint8)
-
-
-def digest(*parts: Any) -> str:
-    """A 16-hex-digit name for a piece of content, of its JSON form."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

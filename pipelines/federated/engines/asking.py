@@ -8,9 +8,9 @@ import math
 import torch
 
 from pipelines.federated.engines.engine import Engine
+from pipelines.federated.files import digest
 from pipelines.federated.jobs import Failure, TrainAnswer, TrainJob
 from pipelines.federated.plan import Context, Gathered, TrainingPlan, TrainingState
-from pipelines.federated.store import digest
 
 LOG = logging.getLogger("fedloop.training")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.federated.engines.fleet import FleetEngine
+from pipelines.federated.files import write_atomically
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan
-from pipelines.federated.store import write_atomically
 from pipelines.federated.training import begin
 
 LOG = logging.getLogger("fedloop.training")

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from models.errors import BadInput
+from pipelines.federated.files import digest, write_atomically
 from pipelines.federated.kernels import linear, sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.kernels.stacked import stacked
 from pipelines.federated.layout import Layout
 from pipelines.federated.steps import Steps
-from pipelines.federated.store import digest, write_atomically
 from pipelines.federated.work import LocalWork
 
 Make = Callable[[], Kernel]
@@ -41,7 +41,7 @@ BFLOAT16 = "-bf16"
 ROUNDING = 1e-3
 """How far an update may be from the plain one's, as a share of its length."""
 
-SECONDS = 2.5
+SECONDS = 1.0
 """For all measurements together; a model whose single site takes longer is measured once a kernel."""
 
 
