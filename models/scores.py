@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """x float32 [n, ...] -> outputs [n, classes], or log-odds [n, 1]. Images come scaled to [0, 1]."""
@@ -22,30 +23,38 @@ def outputs_of(scores: Scores, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([scores(part.float().div_(255.0) if part.dtype == torch.uint8 else part) for part in parts])
 
 
+def rank_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """The chance that a positive row scores above a negative one, ties counting half (Mann and Whitney, 1947).
+
+    scores, positive: [rows]; nan where there are none of either. The same number as scikit-learn's, whose import takes
+    as long as all else in a small simulation.
+    """
+    wanted, others = int(positive.sum()), int((~positive).sum())
+    if not wanted or not others:
+        return float("nan")
+    _, place, times = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(times) - (times - 1) / 2
+    return float((ranks[place[positive]].sum() - wanted * (wanted + 1) / 2) / (wanted * others))
+
+
 def binary_quality(odds: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """accuracy, AUC and log-loss of log-odds [rows] against y [rows] of 0 and 1."""
-    from sklearn.metrics import roc_auc_score
-
     odds = odds.double()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(odds, y.double())
-    both = 0 < int(y.sum()) < len(y)
     return {
         "accuracy": float(((odds > 0) == (y == 1)).double().mean()),
-        "auc": float(roc_auc_score(y.numpy(), odds.numpy())) if both else float("nan"),
+        "auc": rank_auc(odds.numpy(), (y == 1).numpy()),
         "log_loss": float(loss),
     }
 
 
 def class_quality(outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """accuracy, AUC (one against the rest, where there are more than two) and log-loss of [rows, classes]."""
-    from sklearn.metrics import roc_auc_score
-
+    """accuracy, AUC (of more than two, the mean of each against the rest) and log-loss of [rows, classes]."""
     chances = torch.softmax(outputs.double(), dim=1).numpy()
     truth = y.numpy()
-    positive = chances[:, 1] if chances.shape[1] == 2 else chances
-    every = len(np.unique(truth)) == chances.shape[1]
+    judged = [1] if chances.shape[1] == 2 else range(chances.shape[1])
     return {
         "accuracy": float((chances.argmax(axis=1) == truth).mean()),
-        "auc": float(roc_auc_score(truth, positive, multi_class="ovr")) if every else float("nan"),
+        "auc": float(np.mean([rank_auc(chances[:, each], truth == each) for each in judged])),
         "log_loss": float(torch.nn.functional.cross_entropy(outputs.double(), y)),
     }
