@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -142,11 +143,11 @@ def _workload(
 
     try:
         # Ours measures which kernel is fastest as it starts, so it starts when nobody else does.
-        for alone in (False, True):
-            own = [variant for variant in chosen if (variant.peer == OURS) == alone]
-            for variant in own:
+        together = [variant for variant in chosen if variant.peer != OURS]
+        for several in (together, *([variant] for variant in chosen if variant.peer == OURS)):
+            for variant in several:
                 start(variant)
-            for name in [variant.name for variant in own if variant.name in workers]:
+            for name in [variant.name for variant in several if variant.name in workers]:
                 first(name, _ready)
         for name in [*workers]:
             first(name, _check)
@@ -213,10 +214,10 @@ def _agree(workload: Workload, out: dict[str, dict[str, Any]]) -> None:
 
 def _hopeless(out: dict[str, dict[str, Any]]) -> list[str]:
     best: dict[str, float] = {}
-    for of in out.values():
-        if of["rates"]:
-            best[of["peer"]] = max(best.get(of["peer"], 0.0), of["rates"][0])
-    return [name for name, of in out.items() if of["rates"] and of["rates"][0] < HOPELESS * best[of["peer"]]]
+    judged = {name: of for name, of in out.items() if of["rates"] and of["variant"] != BESIDE}
+    for of in judged.values():
+        best[of["peer"]] = max(best.get(of["peer"], 0.0), of["rates"][0])
+    return [name for name, of in judged.items() if of["rates"][0] < HOPELESS * best[of["peer"]]]
 
 
 def summary(rates: list[float]) -> dict[str, float]:
@@ -321,12 +322,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     # One hue carries the answer; the peers are told apart by shade, and every bar says its value.
     colours = {OURS: "#c2410c", LOOP: "#334155", PFL: "#64748b", FEDJAX: "#94a3b8", FLOWER: "#cbd5e1"}
     names = [name for name, of in found["workloads"].items() if of["best"]]
-    figure, axes = pyplot.subplots(figsize=(9.5, 0.5 + 1.25 * len(names)), layout="constrained")
-    height, ticks = 0.17, []
+    figure, axes = pyplot.subplots(figsize=(9.5, 1.2 + 1.15 * len(names)), layout="constrained")
+    height, least = 0.17, float("inf")
     for row, name in enumerate(names):
         of = found["workloads"][name]
         present = [peer for peer in colours if peer in of["best"]]
@@ -334,9 +337,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
             variant = of["variants"][of["best"][peer]]
             at = row + (index - (len(present) - 1) / 2) * height
             spread = [[variant["median"] - variant["lowest"]], [variant["highest"] - variant["median"]]]
-            bar = axes.barh(at, variant["median"], height * 0.9, xerr=spread, color=colours[peer], ecolor="#0f172a")
-            bar.set_label(TITLES[peer] if peer not in ticks else "_")
-            ticks.append(peer)
+            error = {"ecolor": "#0f172a", "error_kw": {"elinewidth": 0.8}}
+            axes.barh(at, variant["median"], height * 0.9, xerr=spread, color=colours[peer], **error)
+            least = min(least, variant["lowest"])
             axes.annotate(
                 short(variant["median"]), (variant["highest"], at), (4, 0), textcoords="offset points", va="center",
                 fontsize=7,
@@ -345,13 +348,16 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.margins(x=0.08)
-    axes.set_xlabel("client updates a second (log scale); best variant of each, median, lowest to highest")
-    axes.set_title(
-        f"How many clients does a machine with {found['machine']['cores']} cores train in a second?", loc="left"
-    )
+    axes.set_xlim(left=10.0 ** math.floor(math.log10(least * 0.7)))
+    axes.margins(x=0.1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("client updates a second (log scale); best variant of each: median, lowest to highest")
+    cores = found["machine"]["cores"]
+    axes.set_title(f"How many clients does a machine with {cores} cores train in a second?", loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    keys = [Patch(color=colour, label=TITLES[peer]) for peer, colour in colours.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
