@@ -29,11 +29,16 @@ CONSOLE = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "fedloop")
 
 
-def speed(quick: bool) -> dict[str, Any]:
+def speed(quick: bool, workloads: list[str] | None = None) -> dict[str, Any]:
+    """All workloads, or some: then what was measured of the others before stays."""
     import federated_speed
 
-    found = federated_speed.measure(["lr100", "mlp2nn"] if quick else None, 1 if quick else 5, 0.5 if quick else 2.0)
+    some = workloads or (["lr100", "mlp2nn"] if quick else None)
+    found = federated_speed.measure(some, 1 if quick else 3, 0.5 if quick else 2.0)
     CONSOLE.print(federated_speed.table(found))
+    before = known(quick).get("speed", {}) if workloads else {}
+    for part in ("workloads", "ratio"):
+        found[part] = {**before.get(part, {}), **found[part]}
     if not quick:
         federated_speed.plot(found, IMAGES / "federated_speed.png")
     names = {
@@ -123,14 +128,24 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 }
 
 
+def results(quick: bool) -> Path:
+    return RESULTS / f"federated{'-quick' if quick else ''}.json"
+
+
+def known(quick: bool) -> dict[str, Any]:
+    """What earlier runs found."""
+    path = results(quick)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--workloads", nargs="*", help="of the part speed: these alone")
     arguments = parser.parse_args()
-    path = RESULTS / f"federated{'-quick' if arguments.quick else ''}.json"
-    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    figures["machine"] = {
+    path = results(arguments.quick)
+    machine = {
         "python": platform.python_version(),
         "system": platform.platform(),
         "cores": os.cpu_count(),
@@ -139,7 +154,8 @@ def main() -> None:
     for part in arguments.parts:
         CONSOLE.rule(part)
         began = time.monotonic()
-        figures |= PARTS[part](arguments.quick)
+        found = speed(arguments.quick, arguments.workloads) if part == "speed" else PARTS[part](arguments.quick)
+        figures = known(arguments.quick) | {"machine": machine} | found
         figures.setdefault("took_s", {})[part] = round(time.monotonic() - began, 1)
         path.write_text(json.dumps(figures, indent=2) + "\n")
     CONSOLE.print(f"figures: {path}")
