@@ -16,6 +16,7 @@ Words = NDArray[np.uint64]
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_LAST = np.uint64(2**64 - 1)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
@@ -26,15 +27,13 @@ def draw_seed(*parts: object) -> int:
 
 def seeds_of(seed: int, members: NDArray[np.integer]) -> Words:
     """One seed for each member (device number) of a family named by `seed`; same shape as `members`."""
-    with np.errstate(over="ignore"):
-        return _scramble(_scramble(members.astype(np.uint64) + np.uint64(seed & (2**64 - 1))) + _STEP)
+    return _scramble(_scramble(members.astype(np.uint64) + np.uint64(seed & (2**64 - 1))) + _STEP)
 
 
 def words(seeds: Words, count: int, start: int = 0) -> Words:
     """Words `start` to `start + count` of every seed's stream: [*seeds.shape, count]."""
     counters = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        return _scramble(seeds[..., None] + counters * _STEP)
+    return _scramble(seeds[..., None] + counters * _STEP)
 
 
 def uniforms(seeds: Words, count: int, start: int = 0) -> NDArray[np.float64]:
@@ -53,10 +52,12 @@ def permutations(seeds: Words, counts: NDArray[np.integer], start: int = 0) -> N
     """A random order of 0 … counts[i]-1 for each seed: [seeds, max count], -1 beyond a row's own count."""
     width = int(counts.max(initial=0))
     keys = words(seeds, width, start)
+    if int(counts.min(initial=width)) == width:
+        return np.argsort(keys, axis=1)
     beyond = np.arange(width) >= np.asarray(counts)[:, None]
     # Beyond its count a row sorts last: a key of 64 ones has a chance of 2^-64.
-    keys[beyond] = np.iinfo(np.uint64).max
-    order = np.argsort(keys, axis=1, kind="stable")
+    keys[beyond] = _LAST
+    order = np.argsort(keys, axis=1)
     order[beyond] = -1
     return order
 

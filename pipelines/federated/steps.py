@@ -46,6 +46,13 @@ def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
     """
     counts = rows.counts
     width = int(counts.max(initial=0))
+    if (
+        not work.updates
+        and work.batch_size
+        and width % work.batch_size == 0
+        and int(counts.min(initial=width)) == width > 0
+    ):
+        return _whole_batches(rows, work, seeds, width)
     batch = work.batch_size or max(width, 1)
     per_epoch = -(-counts // batch)
     longest = int(per_epoch.max(initial=0))
@@ -68,6 +75,15 @@ def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
     if weight is not None:
         weight = weight * torch.from_numpy(np.arange(weight.shape[1]) < steps[:, None])[:, :, None]
     return Steps(rows.x, rows.y, index, weight, steps, examples)
+
+
+def _whole_batches(rows: Ragged, work: LocalWork, seeds: Words, width: int) -> Steps:
+    """The same where all clients hold as many rows, a multiple of the batch: nothing is padded or closed up."""
+    passes = [permutations(seeds, rows.counts, start=epoch * APART) for epoch in range(work.epochs)]
+    order = passes[0] if len(passes) == 1 else np.concatenate(passes, axis=1)
+    index = torch.from_numpy(order + rows.starts[:, None]).view(len(rows), -1, work.batch_size)
+    steps = np.full(len(rows), index.shape[1], dtype=np.int64)
+    return Steps(rows.x, rows.y, index, None, steps, rows.counts.astype(np.float64))
 
 
 def _close_up(part: torch.Tensor, per_epoch: NDArray[np.int64], epochs: int, batch: int) -> torch.Tensor:

@@ -65,7 +65,9 @@ class Trainer:
         reports, examples, loss = 0, 0.0, 0.0
         memory = {name: tensor.clone() for name, tensor in share.memory.items()}
         # Clients of about the same size wait for each other least when they are stepped together.
-        order = np.argsort(self.population.counts(share.clients), kind="stable")
+        counts = self.population.counts(share.clients)
+        alike = len(counts) == 0 or int(counts.min()) == int(counts.max())
+        order = np.arange(len(counts)) if alike else np.argsort(counts, kind="stable")
         for begin in range(0, len(order), self.kernel.chunk):
             part = order[begin : begin + self.kernel.chunk]
             clients = share.clients[part]
