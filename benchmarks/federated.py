@@ -44,6 +44,7 @@ def speed(quick: bool, workloads: list[str] | None = None) -> dict[str, Any]:
     names = {
         "the fastest of them": "best_peer",
         "the fastest of them, ours in bfloat16": "bfloat16_best_peer",
+        "FedJAX in copies that never merge": "fedjax_copies",
         "Flower": "flower",
         "FedJAX": "fedjax",
         "pfl-research": "pfl",

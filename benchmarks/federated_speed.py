@@ -41,6 +41,7 @@ TITLES = {OURS: "fedloop", LOOP: "PyTorch loop", PFL: "pfl-research", FLOWER: "F
 AGREES = 1e-5  # largest difference of a weight's change from float64
 ALIKE = 0.1  # of the norm, over a whole epoch with kinks, where float32 leaves the path (see Workload.checked)
 BESIDE = "bfloat16"  # of ours: other arithmetic, so shown beside the others and compared apart
+COPIES = "copies"
 LONG_S = 30.0  # a round this long is measured once, by the round that was checked
 HOPELESS = 0.5  # a variant slower than this share of its peer's best is measured once
 WARM_S = 5.0  # a shorter round is run once untimed, as sampling is not warm from the check
@@ -67,7 +68,7 @@ def variants(workload: Workload, cores: int) -> list[Variant]:
             Variant(PFL, f"{cores} processes", (*each, "--processes", many)),
         ]
         copies = [form for form in forms if form != "scan"]
-        found += [Variant(FEDJAX, f"{form}, {cores} copies", (*each, "--variant", form), cores) for form in copies]
+        found += [Variant(FEDJAX, f"{form}, {cores} {COPIES}", (*each, "--variant", form), cores) for form in copies]
     return found
 
 
@@ -226,10 +227,19 @@ def summary(rates: list[float]) -> dict[str, float]:
 
 
 def compare(workload: Workload, measured: dict[str, dict[str, Any]], peaks: dict[str, Any]) -> dict[str, Any]:
-    """The best variant of every peer; how many times faster ours is; and how much of our time is arithmetic."""
+    """The best variant of every peer; how many times faster ours is; and how much of our time is arithmetic.
+
+    Copies of a peer that runs in one process merge nothing and so train no model together: they are compared apart.
+    """
     best: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for name, of in measured.items():
-        if "median" in of and "failed" not in of and of["variant"] != BESIDE:
+        if "median" not in of or "failed" in of or of["variant"] == BESIDE:
+            continue
+        if of["variant"].endswith(COPIES):
+            if of["median"] > measured.get(copies.get(of["peer"], ""), {"median": 0.0})["median"]:
+                copies[of["peer"]] = name
+        else:
             peer = of["peer"]
             if peer not in best or of["median"] > measured[best[peer]]["median"]:
                 best[peer] = name
@@ -248,6 +258,8 @@ def compare(workload: Workload, measured: dict[str, dict[str, Any]], peaks: dict
         half = next((of for of in measured.values() if of["variant"] == BESIDE and "median" in of), None)
         if half is not None:
             found["times"]["the fastest of them, ours in bfloat16"] = {**_times(half, measured[fastest]), "is": fastest}
+    for peer, name in copies.items():
+        found["times"][f"{TITLES[peer]} in copies that never merge"] = _times(ours, measured[name])
     peak = max(of["sgemm_gflops"] for of in peaks.values())
     achieved = ours["median"] * workload.flops / 1e9
     found["arithmetic"] = {"gflops": achieved, "share_of_peak": achieved / peak, "peak_gflops": peak}
