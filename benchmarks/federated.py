@@ -68,12 +68,20 @@ def flute(quick: bool) -> dict[str, Any]:
     return {"flute_s": seconds}
 
 
-def rounds(quick: bool) -> dict[str, Any]:
+def rounds(quick: bool, settings: list[str] | None = None) -> dict[str, Any]:
+    """A setting at a time, each kept as soon as it is there: together they take an hour."""
     import federated_rounds
 
-    found = federated_rounds.measure(quick, say=CONSOLE.print)
+    names = settings or (["2nn_iid"] if quick else [*federated_rounds.settings(), "by_writer"])
+    found: dict[str, Any] = {}
+    for name in names:
+        found |= federated_rounds.measure(quick, [name], CONSOLE.print)
+        earlier = known(quick).get("mnist", {})
+        runs = {**earlier.get("runs", {}), **found}
+        counts = {f"{each}_rounds": own["rounds"] for each, own in runs.items() if "rounds" in own}
+        keep(quick, {"mnist": {**counts, "runs": runs}})
     CONSOLE.print(federated_rounds.table(found))
-    return {"mnist": {f"{name}_rounds": own.get("rounds") for name, own in found.items()} | {"runs": found}}
+    return {}
 
 
 def heart(quick: bool) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def bfloat16(quick: bool) -> dict[str, Any]:
     return {"bfloat16": found}
 
 
-PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "heart": heart,
     "flute": flute,
     "speed": speed,
@@ -139,13 +147,18 @@ def known(quick: bool) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def keep(quick: bool, found: dict[str, Any]) -> None:
+    results(quick).write_text(json.dumps(known(quick) | found, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--workloads", nargs="*", help="of the part speed: these alone")
+    parser.add_argument("--settings", nargs="*", help="of the part rounds: these alone")
     arguments = parser.parse_args()
-    path = results(arguments.quick)
+    some = {"speed": arguments.workloads, "rounds": arguments.settings}
     machine = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -155,11 +168,10 @@ def main() -> None:
     for part in arguments.parts:
         CONSOLE.rule(part)
         began = time.monotonic()
-        found = speed(arguments.quick, arguments.workloads) if part == "speed" else PARTS[part](arguments.quick)
-        figures = known(arguments.quick) | {"machine": machine} | found
-        figures.setdefault("took_s", {})[part] = round(time.monotonic() - began, 1)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
-    CONSOLE.print(f"figures: {path}")
+        found = PARTS[part](arguments.quick, some[part]) if some.get(part) else PARTS[part](arguments.quick)
+        took = known(arguments.quick).get("took_s", {}) | {part: round(time.monotonic() - began, 1)}
+        keep(arguments.quick, {"machine": machine, **found, "took_s": took})
+    CONSOLE.print(f"figures: {results(arguments.quick)}")
 
 
 if __name__ == "__main__":
