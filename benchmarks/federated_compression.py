@@ -32,7 +32,7 @@ from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import cores
 from pipelines.federated.engines.turnout import Always
 from pipelines.federated.kernels.choose import choose
-from pipelines.federated.layout import Layout
+from pipelines.federated.layout import Layout, parameters_of
 from pipelines.federated.low_rank import LowRank
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.sparse import RandomMask, TopK
@@ -100,7 +100,7 @@ def run(setting: Setting, stages: tuple[Stage, ...], seed: int = 0) -> list[tupl
     torch.manual_seed(seed)
     model = setting.task.build_model()
     layout = Layout.of_model(model)
-    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    initial = parameters_of(model)
     strategy = replace(fedavg(setting.work), stages=stages)
     plan = TrainingPlan((), {}, setting.rounds, seed, strategy)
     few = np.arange(4, dtype=np.int64)

@@ -21,6 +21,7 @@ from models import heart
 from models.fleet_task import FleetTask
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.turnout import Always
+from pipelines.federated.layout import parameters_of
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.strategies import STRATEGIES
 from pipelines.federated.training import begin, run_round
@@ -36,7 +37,7 @@ def run(task: FleetTask, strategy: str, seed: int, **choices: float) -> dict[str
     work = LocalWork(**{name: task.recipe[name] for name in LocalWork.__dataclass_fields__ if name in task.recipe})
     population = task.population(task.default_size, seed)
     plan = TrainingPlan((), {}, task.recipe["rounds"], seed, STRATEGIES[strategy](work, **choices))
-    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    initial = parameters_of(model)
     state = begin(plan, initial)
     with FleetEngine(model, population, Always(4, 4), plan.strategy, "plain") as engine:
         while state.round < plan.rounds:

@@ -28,11 +28,12 @@ from torch.func import functional_call
 from models import mnist
 from models.draws import seeds_of
 from models.population import Population
+from models.scores import outputs_of
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import cores
 from pipelines.federated.engines.turnout import Always
 from pipelines.federated.kernels.choose import choose
-from pipelines.federated.layout import Layout
+from pipelines.federated.layout import Layout, parameters_of
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.steps import steps_of
 from pipelines.federated.strategies import fedavg
@@ -81,7 +82,7 @@ def run(setting: Setting, rate: float, seed: int, limit: int, target: float) -> 
     torch.manual_seed(seed)
     model = setting.model()
     layout = Layout.of_model(model)
-    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    initial = parameters_of(model)
     work = LocalWork(epochs=setting.epochs, batch_size=10, learning_rate=rate)
     goal = max(1, population.size // 10)
     plan = TrainingPlan((), {}, limit, seed, fedavg(work))
@@ -107,12 +108,8 @@ def run(setting: Setting, rate: float, seed: int, limit: int, target: float) -> 
 
 
 def accuracy(model: nn.Module, parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> float:
-    with torch.no_grad():
-        right = sum(
-            int((functional_call(model, parameters, (part.float() / 255,)).argmax(1) == truth).sum())
-            for part, truth in zip(x.split(500), y.split(500), strict=True)
-        )
-    return right / len(y)
+    outputs = outputs_of(lambda part: functional_call(model, parameters, (part,)), x)
+    return int((outputs.argmax(1) == y).sum()) / len(y)
 
 
 def measure(quick: bool, only: list[str] | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from rich.table import Table
 
 from flows.console import CONSOLE, say, tell_progress
 from flows.memory import PeakMemory
+from pipelines.federated.cohort import DAY_S
 from pipelines.federated.files import write_atomically
 from pipelines.federated.personal import Personalisation
 from pipelines.fleet_report import plot_fleet
 from pipelines.simulate import Outcome, folder_of, personalise, simulation_of
 from pipelines.simulate import simulate as run
-
-DAY_S = 86_400.0
 
 
 def simulate(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from models.artifact import read as read_weights
@@ -25,6 +24,7 @@ from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import Cohort
 from pipelines.federated.files import digest, write_atomically
 from pipelines.federated.jobs import Parameters
+from pipelines.federated.layout import drawn_model, parameters_of
 from pipelines.federated.plan import TrainingPlan, TrainingState
 from pipelines.federated.server_optimizers import Adam, Sgd
 from pipelines.federated.stages import ClipByNorm
@@ -202,9 +202,7 @@ def _origin(settings: Settings, version: int) -> str:
 
 
 def initial_weights(settings: Settings) -> Parameters:
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = settings.task.build_model()
+    model = drawn_model(settings.task.build_model, settings.seed)
     unfit = (m for m in model.modules() if isinstance(m, _DropoutNd) or list(m.buffers(recurse=False)))
     stateful = sorted({type(module).__name__ for module in unfit})
     if stateful:
@@ -212,7 +210,7 @@ def initial_weights(settings: Settings) -> Parameters:
             f"task {settings.task.name}: {', '.join(stateful)} keeps state or draws at random in the forward pass, so "
             "sites could not be stepped together nor a run resumed exactly; use GroupNorm, or weight decay for dropout"
         )
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return parameters_of(model)
 
 
 def weights_of(settings: Settings, version: int) -> Parameters:

@@ -22,7 +22,7 @@ from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
 from pipelines.federated.buffered import Buffering
 from pipelines.federated.checkpoints import latest
-from pipelines.federated.cohort import KEYBOARD_COHORT
+from pipelines.federated.cohort import DAY_S, KEYBOARD_COHORT
 from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import arrange
@@ -30,9 +30,8 @@ from pipelines.federated.engines.turnout import Always, OnClock, Turnout
 from pipelines.federated.fednova import FedNova
 from pipelines.federated.files import digest
 from pipelines.federated.fleet import Fleet
-from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.choose import choose, kernel_named
-from pipelines.federated.layout import Layout
+from pipelines.federated.layout import Layout, drawn_model, parameters_of
 from pipelines.federated.low_rank import LowRank
 from pipelines.federated.personal import Personalisation, compare
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
@@ -86,7 +85,8 @@ class Simulation:
 class Outcome:
     """fleet: whose rounds the state's log tells of, None where everybody was always there.
 
-    client_updates_per_s: over this call's own rounds, evaluation and checkpoints included."""
+    client_updates_per_s: over this call's own rounds, evaluation and checkpoints included.
+    """
 
     simulation: Simulation
     fleet: Fleet | None
@@ -142,11 +142,12 @@ def simulate(
     population = task.population(simulation.population, simulation.seed)
     if population.size < simulation.cohort:
         raise BadInput(f"task {simulation.task} has {population.size} clients, fewer than --cohort {simulation.cohort}")
-    model, initial = _initial(task, simulation.seed)
+    model = drawn_model(task.build_model, simulation.seed)
+    initial, layout = parameters_of(model), Layout.of_model(model)
     strategy = strategy_of(simulation)
     plan = TrainingPlan((), {}, simulation.rounds, simulation.seed, strategy)
     folder = folder_of(simulation, home)
-    kernel = _kernel(simulation, task, population, home, folder)
+    kernel = _kernel(simulation, model, population, home, folder)
 
     def engine(processes: int, threads: int, turnout: Turnout) -> FleetEngine:
         loss_every = max(1, simulation.rounds // 100)
@@ -156,14 +157,14 @@ def simulate(
         arrangement = (processes, 1)
     else:
         sample = Always(population.size, min(simulation.cohort, 512))
-        key = digest(kernel, Layout.of(initial).shapes, simulation.work, sample.goal, strategy.describe())
+        key = digest(kernel, layout.shapes, simulation.work, sample.goal, strategy.describe())
         arrangement = arrange(key, lambda p, t: engine(p, t, sample), plan, initial, home / "arrangements.json")
     teller = _Teller(simulation, task, population, model, evaluate_every, on_round)
     began, before = time.monotonic(), latest(folder)
     if before is not None and before.round:
         LOG.info("simulate: taken up after round %d of %d (%s)", before.round, simulation.rounds, folder)
         teller.take_up(before)
-    with engine(*arrangement, turnout_of(simulation, population, Layout.of(initial))) as running:
+    with engine(*arrangement, turnout_of(simulation, population, layout)) as running:
         state = train(plan, initial, running, folder, teller, CHECKPOINT_S)
     seconds = time.monotonic() - began
     own = state.log[before.round if before else 0 :]
@@ -209,7 +210,7 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
     """
     simulation, task = outcome.simulation, find_fleet_task(outcome.simulation.task)
     population = task.population(simulation.population, simulation.seed)
-    model, untrained = _initial(task, simulation.seed)
+    model = drawn_model(task.build_model, simulation.seed)
     layout = Layout.of_model(model)
     memory = Remembered.in_context(("personal",), layout.size, outcome.state.context)
     trained = memory.clients("personal")
@@ -225,7 +226,7 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
             layout.flatten(outcome.state.parameters),
             work or simulation.work,
             simulation.seed,
-            untrained=layout.flatten(untrained),
+            untrained=layout.flatten(parameters_of(model)),
             personal=memory.of(clients)["personal"] if len(trained) else None,
         )
     except ValueError as error:
@@ -267,20 +268,12 @@ def fleet_of(simulation: Simulation, population: Population) -> Fleet:
     return Fleet(population.size, simulation.seed)
 
 
-def _initial(task: FleetTask, seed: int) -> tuple[torch.nn.Module, Parameters]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = task.build_model()
-    return model, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def _kernel(simulation: Simulation, task: FleetTask, population: Population, home: Path, folder: Path) -> str:
+def _kernel(simulation: Simulation, model: torch.nn.Module, population: Population, home: Path, folder: Path) -> str:
     """The fastest kernel; a run goes on with the one that it began with, for its bits depend on it."""
     noted = folder / "kernel"
     if noted.is_file():
         return noted.read_text()
     clients = np.arange(min(simulation.cohort, population.size, 64), dtype=np.int64)
-    model, _ = _initial(task, simulation.seed)
     steps = steps_of(population.rows(clients), simulation.work, seeds_of(draw_seed("choose"), clients))
     dtype = torch.bfloat16 if simulation.bfloat16 else torch.float32
     threads = torch.get_num_threads()
@@ -312,7 +305,6 @@ class _Teller:
         self._last: tuple[int, dict[str, float]] = (-1, {})
 
     def take_up(self, state: TrainingState) -> None:
-        self._last = (-1, {})
         self.history = [(state.round, self.quality(state)[self._task.metric])]
 
     def __call__(self, state: TrainingState) -> None:
@@ -324,7 +316,7 @@ class _Teller:
         if now - self._told >= TELL_S:
             figures = [f"{self._updates / (now - self._told):,.0f} client updates/s"]
             if "ended_s" in record.session:
-                figures.append(f"day {record.session['ended_s'] / 86_400:.1f}")
+                figures.append(f"day {record.session['ended_s'] / DAY_S:.1f}")
             if self.history:
                 figures.append(f"{self._task.metric} {self.history[-1][1]:.3f} after round {self.history[-1][0]:,}")
             LOG.info(

@@ -13,20 +13,17 @@ import heapq
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.draws import draw_seed
 from models.errors import BadInput
+from models.population import Ids
 from pipelines.federated.clock import Clock, Flights
 from pipelines.federated.cohort import Cohort, Committed
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.gathering import RETRY_BOUNDS_S, Gathering, after
 from pipelines.federated.polling import ACCEPTED, FULL, VERDICTS, Comers, Counts, block_size, polls
-from pipelines.federated.rest import HOUR_S
-from pipelines.federated.sessions import FATES, FINISHED, LATE, SessionCost, run_sessions
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from pipelines.federated.rest import HOUR_S, Floats
+from pipelines.federated.sessions import FINISHED, LATE, SessionCost, in_words, run_sessions, shapes
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,11 @@ def gather_buffered(
     flying = seats.pool.take(np.array([number for _, number in sorted(seats.busy)], dtype=np.int64))
     reports = ended.take(ended.fates == FINISHED)
     fates = np.concatenate([ended.fates, np.full(len(stopped), LATE)])
-    sessions = dict(zip(FATES, np.bincount(fates, minlength=len(FATES)).tolist(), strict=True))
-    why = ", ".join(f"{count} {name.replace('_', ' in ')}" for name, count in sessions.items())
+    sessions = shapes(fates)
     hours = f"{cohort.patience_s / HOUR_S:g} hours"
-    outcome = cohort.judge(cohort.goal, len(reports), [f"in {hours}: {why}, {len(flying)} still at work"])
+    outcome = cohort.judge(
+        cohort.goal, len(reports), [f"in {hours}: {in_words(sessions)}, {len(flying)} still at work"]
+    )
     committed = isinstance(outcome, Committed)
     # Who is told to stop because it is too old has downloaded everything and uploads nothing.
     down = int(ended.bytes_down.sum() + stopped.bytes_down.sum())

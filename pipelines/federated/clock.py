@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import BadInput
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
+from models.population import Ids
+from pipelines.federated.rest import Flags, Floats
 
 TIME_BITS = 30
 _TIME = (1 << TIME_BITS) - 1

@@ -16,6 +16,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
+def measurements(path: Path | None) -> dict[str, Any]:
+    """What was measured before, by what it depends on; a file that cannot be read is as none: it is measured anew."""
+    try:
+        known = json.loads(path.read_text()) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def keep_measurement(path: Path | None, key: str, value: Any) -> None:
+    """Beside what others have kept meanwhile; nowhere where path is None."""
+    if path is not None:
+        write_atomically(path, json.dumps(measurements(path) | {key: value}, indent=1).encode())
+
+
 def digest(*parts: Any) -> str:
     """A 16-hex-digit name for a piece of content, of its JSON form."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.draws import Words, draw_seed, seeds_of
 from models.errors import BadInput
+from models.population import Ids
 from pipelines.federated.cohort import Eligibility
 from pipelines.federated.packed_draws import BITS, NORMAL, VALUES, classes, field, happens
-from pipelines.federated.rest import HOUR_S, Availability, Rest, availability
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
+from pipelines.federated.rest import HOUR_S, Availability, Flags, Floats, Rest, availability
 
 LARGEST = 1 << 33
 """Devices in the largest fleet: a contribution is kept as one 64-bit number (`clock.py`)."""

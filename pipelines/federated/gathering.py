@@ -15,20 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.draws import draw_seed
+from models.population import Ids
 from pipelines.federated.clock import TOTALS, Clock
-from pipelines.federated.cohort import Abandoned, Cohort, Committed
+from pipelines.federated.cohort import DAY_S, Abandoned, Cohort, Committed
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.polling import VERDICTS, Comers, Counts, block_size, nobody, polls
-from pipelines.federated.rest import HOUR_S
-from pipelines.federated.sessions import FATES, FINISHED, LATE, SessionCost, run_sessions
+from pipelines.federated.rest import HOUR_S, Floats
+from pipelines.federated.sessions import FINISHED, LATE, SessionCost, in_words, run_sessions, shapes
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-RETRY_BOUNDS_S = (3600.0, 86_400.0)
+RETRY_BOUNDS_S = (HOUR_S, DAY_S)
 """Pace steering asks no device to poll more often than once an hour, or less often than once a day."""
 
 
@@ -115,13 +112,12 @@ def gather(
     fates[fates == FINISHED] = LATE  # a tie with the last report
     fates[reported] = FINISHED
     down, up = sessions.moved(closes, cost)
+    ended = shapes(fates)
     outcome: Committed | Abandoned
     if chosen.failure is not None:
         outcome = Abandoned(chosen.failure)
     else:
-        ends = np.bincount(fates, minlength=len(FATES))
-        why = ", ".join(f"{count} {name.replace('_', ' in ')}" for name, count in zip(FATES, ends, strict=True))
-        outcome = cohort.judge(cohort.goal, len(reported), [f"of {len(who)} selected: {why}"])
+        outcome = cohort.judge(cohort.goal, len(reported), [f"of {len(who)} selected: {in_words(ended)}"])
     wasted = fates != FINISHED if isinstance(outcome, Committed) else np.ones(len(fates), dtype=bool)
     ids = who.ids[reported]
     gathering = Gathering(
@@ -138,7 +134,7 @@ def gather(
         polls=dict(zip(VERDICTS, chosen.tally.tolist(), strict=True)),
         left=chosen.left,
         selected=len(who),
-        sessions=dict(zip(FATES, np.bincount(fates, minlength=len(FATES)).tolist(), strict=True)),
+        sessions=ended,
         bytes_down=int(down.sum()),
         bytes_up=int(up.sum()),
         bytes_wasted=int(down[wasted].sum() + up[wasted].sum()),

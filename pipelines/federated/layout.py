@@ -4,12 +4,24 @@ of one, so the same stage, rule and reducer serve a hospital and a chunk of 128 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import nn
+
+
+def drawn_model(build_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model whose initial weights the seed decides; torch's own generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model()
+
+
+def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @dataclass(frozen=True)

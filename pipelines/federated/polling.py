@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.population import Ids
 from pipelines.federated.clock import Clock
 from pipelines.federated.cohort import Eligibility
 from pipelines.federated.fleet import Fleet
+from pipelines.federated.rest import Flags, Floats
 
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 Counts = Callable[[Ids], Ids]
 """How many training rows devices hold: `models.population.Population.counts`."""
 

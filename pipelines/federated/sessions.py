@@ -7,15 +7,14 @@ breaks. The fates are the session shapes of Bonawitz et al., 2019, section 9.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.population import Ids
 from pipelines.federated.fleet import Fleet
-
-Ids = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from pipelines.federated.rest import Floats
 
 FATES = ("finished", "late", "dropped_configuration", "dropped_training", "dropped_reporting")
 """How a session can end; late: the server closed the round, or gave the device up, before it ended by itself."""
@@ -57,6 +56,15 @@ class Sessions:
         down = np.clip((at - self.starts_s) / (self.configured_s - self.starts_s), 0.0, 1.0) * cost.down_bytes
         up = np.clip((at - self.trained_s) / (self.reported_s - self.trained_s), 0.0, 1.0) * cost.up_bytes
         return np.rint(down).astype(np.int64), np.rint(up).astype(np.int64)
+
+
+def shapes(fates: Ids) -> dict[str, int]:
+    """How many sessions [devices] ended in which way."""
+    return dict(zip(FATES, np.bincount(fates, minlength=len(FATES)).tolist(), strict=True))
+
+
+def in_words(sessions: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' in ')}" for name, count in sessions.items())
 
 
 def run_sessions(

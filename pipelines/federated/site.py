@@ -30,6 +30,7 @@ from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
 from pipelines.federated.rules import Seats
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
+from pipelines.federated.stages import memory_names
 from pipelines.federated.steps import Steps
 from pipelines.federated.store import SiteStore, stack_images
 
@@ -156,10 +157,10 @@ class Site:
 
     def seat(self, job: jobs.TrainJob, layout: Layout) -> Seats:
         """The site as rules and stages see it, with what it kept from the run's earlier rounds."""
-        names = {*job.rule.memory, *(name for stage in job.stages for name in stage.memory)}
+        names = memory_names(job.rule, job.stages)
         kept = self.store.recall(job.run, job.round, job.abandoned) if names else {}
         seeds = seeds_of(draw_seed("stages", job.seed, job.round, self.name), np.zeros(1, dtype=np.int64))
-        return Seats(layout, seeds, {name: kept.get(name, torch.zeros(1, layout.size)) for name in sorted(names)})
+        return Seats(layout, seeds, {name: kept.get(name, torch.zeros(1, layout.size)) for name in names})
 
     def train(self, job: jobs.TrainJob) -> jobs.TrainAnswer:
         layout = Layout.of(job.parameters)

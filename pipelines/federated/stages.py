@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from pipelines.federated.layout import Layout
-from pipelines.federated.rules import Seats
+from pipelines.federated.rules import LocalRule, Seats
 
 
 class Stage(Protocol):
@@ -54,6 +54,11 @@ class ClipByNorm:
 
     def size_bytes(self, layout: Layout, size_bytes: float) -> float:
         return size_bytes
+
+
+def memory_names(rule: LocalRule, stages: Sequence[Stage]) -> list[str]:
+    """All that a site keeps between rounds for its rule and its stages."""
+    return sorted({*rule.memory, *(name for stage in stages for name in stage.memory)})
 
 
 def on_site(stages: Sequence[Stage], updates: torch.Tensor, seats: Seats) -> torch.Tensor:

@@ -28,6 +28,7 @@ from pipelines.federated.kernels.choose import kernel_named
 from pipelines.federated.layout import Layout
 from pipelines.federated.plan import Gathered, TrainingPlan, TrainingState
 from pipelines.federated.remembered import Remembered
+from pipelines.federated.stages import memory_names
 from pipelines.federated.strategy import Strategy
 
 LOG = logging.getLogger("fedloop.training")
@@ -37,8 +38,8 @@ LOG = logging.getLogger("fedloop.training")
 class FleetContext(Mapping[str, torch.Tensor]):
     """What goes from round to round beside the weights; as tensors only where it is written or read.
 
-    memory: what clients keep; versions: weights [size] of earlier rounds that devices still
-    work on, by round.
+    memory: what clients keep; versions: weights [size] of earlier rounds that devices still work on,
+    by round.
     """
 
     clock: Clock
@@ -81,11 +82,9 @@ class FleetEngine:
         processes: int = 1,
         threads: int = 1,
         loss_every: int = 1,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.population, self.turnout, self.strategy = population, turnout, strategy
         self.layout = Layout.of_model(model)
-        self.kernel = kernel
         self.threads, self.loss_every = threads, loss_every
         self._workers = Workers(
             Trainer(population, self.layout, strategy, kernel_named(kernel, model, self.layout)), processes
@@ -146,7 +145,7 @@ class FleetEngine:
         for name, tensor in state.context.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        names = {*self.strategy.rule.memory, *(name for stage in self.strategy.stages for name in stage.memory)}
+        names = memory_names(self.strategy.rule, self.strategy.stages)
         memory = Remembered.from_tensors(names, self.layout.size, parts["memory"])
         clock = {name: tensor.numpy() for name, tensor in parts["clock"].items()}
         return FleetContext(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.federated.engines.fleet import FleetEngine
-from pipelines.federated.files import write_atomically
+from pipelines.federated.files import keep_measurement, measurements
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.training import begin
@@ -36,15 +35,15 @@ def arrange(
 
     key: what the answer depends on; make(processes, threads): an engine over a cohort like the run's.
     """
-    known = _read(remembered)
-    if key in known:
-        return known[key][0], known[key][1]
+    known = measurements(remembered).get(key)
+    if isinstance(known, list) and len(known) == 2 and all(isinstance(number, int) for number in known):
+        return known[0], known[1]
     n = cores()
     times = {a: _seconds(make(*a), plan, initial) for a in dict.fromkeys([(1, 1), (1, n), (n, 1)])}
     best = min(times, key=lambda arrangement: times[arrangement])
     told = ", ".join(f"{p} × {t}: {1e3 * seconds:.3g} ms" for (p, t), seconds in times.items())
     LOG.info("engine: %d processes × %d threads (measured a round of %s)", *best, told)
-    write_atomically(remembered, json.dumps(_read(remembered) | {key: best}, indent=2).encode())
+    keep_measurement(remembered, key, best)
     return best
 
 
@@ -60,11 +59,3 @@ def _seconds(engine: FleetEngine, plan: TrainingPlan, initial: Parameters) -> fl
             if sum(taken) > 2.0:
                 break
     return min(taken)
-
-
-def _read(path: Path) -> dict[str, list[int]]:
-    """What was measured before; a file that cannot be read is measured anew."""
-    try:
-        return {str(key): [int(n) for n in value] for key, value in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}

@@ -5,7 +5,6 @@ A kernel that is fast and wrong is no choice: each is first held against the pla
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import time
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from models.errors import BadInput
-from pipelines.federated.files import digest, write_atomically
+from pipelines.federated.files import digest, keep_measurement, measurements
 from pipelines.federated.kernels import linear, sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
@@ -91,16 +90,14 @@ def choose(
     able = candidates(model, layout, dtype)
     if len(able) == 1 or not len(steps):
         return next(iter(able))
-    known = _read(memory)
     key = digest(_circumstances(model, layout, steps, work, dtype))
-    remembered = known.get(key)
+    remembered = measurements(memory).get(key)
     if isinstance(remembered, dict) and remembered.get("kernel") in able:
         return str(remembered["kernel"])
     rates = measure(model, layout, able, steps, work)
     best = max(rates, key=lambda name: rates[name])
-    if memory is not None:
-        entry = {"kernel": best, "updates_per_s": {name: float(f"{rate:.3g}") for name, rate in rates.items()}}
-        write_atomically(memory, json.dumps(_read(memory) | {key: entry}, indent=1).encode())
+    found = {"kernel": best, "updates_per_s": {name: float(f"{rate:.3g}") for name, rate in rates.items()}}
+    keep_measurement(memory, key, found)
     return best
 
 
@@ -185,13 +182,3 @@ def _processor() -> str:
         return platform.processor()
     wanted = ("model name", "cpu family", "model\t", "flags")
     return "\n".join(line for line in dict.fromkeys(lines) if line.startswith(wanted)) or platform.processor()
-
-
-def _read(memory: Path | None) -> dict[str, object]:
-    if memory is None:
-        return {}
-    try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
