@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.errors import BadInput
 from pipelines.federated.choosing import STRATEGIES
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.files import digest
@@ -57,11 +56,9 @@ def label(
     whose doubts may choose. known: earlier training rows, which say what is new.
 
     Raises:
-        BadInput: there is no such strategy, or a site could not answer.
+        BadInput: a site could not answer, or no site has rows enough to cluster.
     """
-    if settings.strategy not in STRATEGIES:
-        raise BadInput(f"labels.strategy {settings.strategy!r} is none of {', '.join(STRATEGIES)}; choose one of them")
-    name = settings.strategy
+    name: str = settings.strategy
     if STRATEGIES[name].needs_model and model is None:
         LOG.info("label: there is no model yet that %s could ask, so the first rows are chosen by %s", name, FIRST)
         name = FIRST

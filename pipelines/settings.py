@@ -40,7 +40,9 @@ class LabelSettings(BaseModel):
     """What labels may cost, and how far one speaks for its cluster."""
 
     budget_share: float = Field(0.10, gt=0, le=1, description="share of the rows whose labels are bought")
-    strategy: str = Field("central", description="whose labels are bought: see pipelines/federated/choosing.py")
+    strategy: Literal["central", "near", "typical", "coverage", "uncertainty", "margin", "drifted", "random"] = Field(
+        "central", description="whose labels are bought; pipelines/federated/choosing.py says how"
+    )
     per_cluster: int = Field(1, ge=1, description="rows bought to stand for one cluster")
     lloyd_rounds: int = Field(3, ge=0, description="federated k-means iterations after the merge; 0: one-shot")
     spread: Literal["graph", "cluster", "none"] = "graph"

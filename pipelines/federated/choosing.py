@@ -19,13 +19,15 @@ Positions = NDArray[np.int64]
 
 COVERAGE_ROWS = 4_000
 """ProbCover keeps all pairs of rows: beyond this many it looks at a random so many of them."""
+OUTSIDE = 1.5
+"""Radii beyond which a row is outside: about half of a cluster's own rows lie beyond one, the root mean square."""
 
 
 @dataclass(frozen=True)
 class Pool:
     """A site's rows. features: [n, p]; nearest, distance: [n], its cluster and how far; classes: of the task.
 
-    strangeness: [n], the distance to the nearest known cluster in radii of it; above 1 is outside.
+    strangeness: [n], the distance to the nearest known cluster, in radii of it.
     probabilities: [n, classes] by a model, where there is one. seed: of everything that is drawn.
     """
 
@@ -105,7 +107,7 @@ def by_doubt(method: str) -> Choose:
 def drifted(pool: Pool, quota: Counts) -> Positions:
     """Rows outside the known clusters first, drawn at random; where there are too few, others at random."""
     shuffled = np.random.default_rng(pool.seed).permutation(len(pool.features))
-    return shuffled[np.argsort(pool.strangeness[shuffled] <= 1.0, kind="stable")[: int(quota.sum())]]
+    return shuffled[np.argsort(pool.strangeness[shuffled] <= OUTSIDE, kind="stable")[: int(quota.sum())]]
 
 
 def at_random(pool: Pool, quota: Counts) -> Positions:
