@@ -42,6 +42,8 @@ BUDGETS = (0.01, 0.02, 0.05, 0.10, 0.20)
 PEERS = ("TypiClust", "ProbCover", "RandomSampling")
 SPREAD = "central+spread"
 LARGE = "mnist-60000"
+MORE = {"retina": 3}
+"""Times as many seeds for the first arms up to 5%, where some ten labels of 960 are more luck than choice."""
 FIRST = ("central", SPREAD, "random", *PEERS)
 """Measured first, so that a run that is ended early has what the targets are about."""
 ARMS = (*FIRST, *(name for name in STRATEGIES if name not in FIRST))
@@ -115,9 +117,10 @@ def collected(worlds: list[str], seeds: range) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in worlds:
         metric = "auc" if name == "retina" else "accuracy"
+        every = range(len(seeds) * MORE.get(name, 1))
         for budget in (0.005, *BUDGETS):
             cells = {
-                arm: {s: json.loads(p.read_text()) for s in seeds if (p := cell(name, s, arm, budget)).is_file()}
+                arm: {s: json.loads(p.read_text()) for s in every if (p := cell(name, s, arm, budget)).is_file()}
                 for arm in ARMS
             }
             values = {arm: {s: c[metric] for s, c in own.items()} for arm, own in cells.items() if own}
@@ -125,9 +128,9 @@ def collected(worlds: list[str], seeds: range) -> dict[str, Any]:
                 continue
             row: dict[str, Any] = {}
             for arm, own in values.items():
-                every = {k for c in cells[arm].values() for k in c} - {metric}
+                kinds = {k for c in cells[arm].values() for k in c} - {metric}
                 extra = {
-                    k: round(float(np.mean([c[k] for c in cells[arm].values() if k in c])), 4) for k in sorted(every)
+                    k: round(float(np.mean([c[k] for c in cells[arm].values() if k in c])), 4) for k in sorted(kinds)
                 }
                 row[arm] = _mean(list(own.values())) | {"seeds": len(own)} | extra
             peers = {arm: row[arm]["mean"] for arm in PEERS if arm in row}
@@ -176,6 +179,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     worlds = [name for name in ("digits", "retina", "mnist") if name in found]
+    if not worlds:
+        return
     figure, axes = plt.subplots(1, len(worlds), figsize=(4.6 * len(worlds), 4.2), squeeze=False)
     style = {"central": ("C0", "-"), SPREAD: ("C3", "-"), "random": ("0.5", "-"), "TypiClust": ("C2", "--")}
     style |= {"ProbCover": ("C1", "--"), "typical": ("C4", ":")}
@@ -219,7 +224,8 @@ def main() -> None:
                 # Dealt to the sites once: so many rows take longer to ingest than to label.
                 waiting.append(processes.submit(measure, LARGE, tuple(seeds), (0.005,), (SPREAD, "central", "random")))
             for arms, budgets in rounds:
-                smaller = [(name, seed) for seed in seeds for name in worlds if name != LARGE]
+                times = MORE if (arms, budgets) == rounds[0] and not options.quick else {}
+                smaller = [(n, s) for n in worlds if n != LARGE for s in range(len(seeds) * times.get(n, 1))]
                 waiting += [processes.submit(measure, name, (seed,), budgets, arms) for name, seed in smaller]
             for future in waiting:
                 future.result()
