@@ -35,6 +35,8 @@ class TrainingPlan:
     def work(self, round_number: int) -> LocalWork:
         """The local work of a round, 1 to `rounds`."""
         work = self.strategy.work
+        if self.final_rate == 1.0:
+            return work
         falling = 0.5 * (1.0 + math.cos(math.pi * (round_number - 1) / self.rounds))
         return replace(work, learning_rate=work.learning_rate * (self.final_rate + (1 - self.final_rate) * falling))
 

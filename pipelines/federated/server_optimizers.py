@@ -47,7 +47,7 @@ class Sgd:
         return {}
 
     def step(self, parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
-        return {name: tensor + self.learning_rate * update[name] for name, tensor in parameters.items()}, moments
+        return {n: torch.add(t, update[n], alpha=self.learning_rate) for n, t in parameters.items()}, moments
 
 
 @dataclass(frozen=True)
