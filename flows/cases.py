@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -55,7 +55,9 @@ def import_file(
 
 @app.command("list")
 def list_cases(
-    state: Annotated[str, typer.Option(help="only those passed, failed, unasked or withdrawn")] = "",
+    state: Annotated[
+        Literal["passed", "failed", "unasked", "withdrawn"] | None, typer.Option(help="show only these")
+    ] = None,
     task: TaskName = "digits",
 ) -> None:
     """Show every case, newest first, with what the champion answers to it."""
@@ -77,7 +79,7 @@ def list_cases(
     shown = Table(title=f"cases of {settings.model_name}; {served}", title_justify="left")
     for column in ("case", "version", "expected", "answer", "state", "site", "by", "note"):
         shown.add_column(column)
-    for each in (each for each in found if state in ("", each.state)):
+    for each in (each for each in found if state in (None, each.state)):
         case = each.case
         words = (case.expected, each.answer or "", each.why or each.state, case.site or "", case.submitter, case.note)
         shown.add_row(short(case.case_id), str(case.version), *map(escape, words))

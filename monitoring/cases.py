@@ -97,14 +97,18 @@ def short(case_id: str) -> str:
 
 
 def submit(log: TrafficLog, submissions: Sequence[Submission]) -> list[Taken]:
-    """Take all of them or none, pictures first; the same picture with the same expectation again changes nothing."""
-    rows = []
+    """Take each by itself, its picture first; the same picture with the same expectation again changes nothing.
+
+    Each is a transaction of its own, so that predictions need not wait for a file of many; where it breaks off, the
+    same again finishes it.
+    """
+    taken = []
     for each in submissions:
         said = {name: value for name, value in vars(each).items() if name != "png"}
-        rows.append(said | {"case_id": content_hash(each.png), "withdrawn": False})
-        log.keep_image(rows[-1]["case_id"], each.png)
-    with log.engine.begin() as connection:
-        return [_append(log.engine, connection, row) for row in rows]
+        row = said | {"case_id": content_hash(each.png), "withdrawn": False}
+        log.keep_image(row["case_id"], each.png)
+        taken.append(_append(log.engine, row))
+    return taken
 
 
 def withdraw(engine: sa.Engine, case_id: str, reason: str, submitter: str = "customer") -> Taken:
@@ -118,22 +122,23 @@ def withdraw(engine: sa.Engine, case_id: str, reason: str, submitter: str = "cus
         raise BadInput("a case is withdrawn for a reason; say which")
     found = find(engine, case_id)
     row = {"case_id": found.case_id, "withdrawn": True, "site": found.site, "submitter": submitter, "note": reason}
-    with engine.begin() as connection:
-        return _append(engine, connection, row)
+    return _append(engine, row)
 
 
-def _append(engine: sa.Engine, connection: sa.Connection, said: dict[str, Any]) -> Taken:
+def _append(engine: sa.Engine, said: dict[str, Any]) -> Taken:
     """The next version of a case, unless its newest one says so already. Without `expected` that stays as it was."""
-    own = CASES.c.case_id == said["case_id"]
     while True:
-        before = next(iter(_read(connection, own, limit=1)), None)
+        with engine.connect() as connection:
+            before = next(iter(_read(connection, CASES.c.case_id == said["case_id"], limit=1)), None)
         row = {"expected": before.expected if before else ""} | said
         if before is not None and (before.expected, before.withdrawn) == (row["expected"], row["withdrawn"]):
             return Taken(before, "already")
         row |= {"version": before.version + 1 if before else 1, "note": row["note"][:400], "at": time.time()}
         # Another may have written this version meanwhile: then there is a newer one to look at.
-        if connection.execute(insert_new(engine, CASES), row).rowcount == 1:
-            made = _read(connection, own & (CASES.c.version == row["version"]), limit=1)[0]
+        with engine.begin() as connection:
+            seq = connection.execute(insert_new(engine, CASES).returning(CASES.c.seq), row).scalar_one_or_none()
+        if seq is not None:
+            made = Case(seq=seq, **row)
             return Taken(made, _status(made, before), before)
 
 

@@ -176,7 +176,7 @@ _FILE_EXAMPLE = {
     "refused": [{"line": 3, "file": "b.png", "reason": "the image is 9×8 pixels; this task takes 8×8 greyscale"}],
 }
 _SHOWN = {
-    "case_id": _ID, "version": 1, "expected": "7", "withdrawn": False, "site": None, "note": "", "at": 1.8e9,
+    "case_id": _ID, "version": 1, "expected": "7", "withdrawn": False, "site": "clinic-1", "note": "", "at": 1.8e9,
     "by": "customer", "state": "failed", "answer": "1", "confidence": 0.61, "why": None,
 }  # fmt: skip
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
