@@ -156,7 +156,7 @@ def _status(made: Case, before: Case | None) -> Status:
 def live(engine: sa.Engine) -> list[Case]:
     """The newest version of every case that is not withdrawn, oldest first: what the gate asks."""
     with engine.connect() as connection:
-        return _read(connection, _newest() & (CASES.c.withdrawn == 0))[::-1]
+        return _read(connection, _newest() & ~CASES.c.withdrawn)[::-1]
 
 
 def page(engine: sa.Engine, before: int | None, limit: int | None) -> list[Case]:

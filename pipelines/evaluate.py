@@ -172,7 +172,7 @@ def judge_cases(verdict: Verdict, report: CaseReport) -> Verdict:
     if lost:
         said.append(f"{len(lost)} that the champion passes, this one fails: {name_cases(lost)}")
     if rest := failed - len(lost):
-        said.append(f"{rest} more {'is' if rest == 1 else 'are'} failed" + (" by both" if report.has_champion else ""))
+        said.append(f"{'both fail' if report.has_champion else 'it fails'} {rest}")
     if unasked:
         said.append(f"{len(unasked)} cannot be asked: {name_cases([name for name, _ in unasked])} ({unasked[0][1]})")
     sentence = ", ".join([f"{total - failed} of {total} customers' cases pass", *said])
