@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import cases
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ class _Sentences(typer.core.TyperGroup):
 
 
 app.info.cls = _Sentences
+app.add_typer(cases.app, name="cases")
 
 
 def _settings(task: str, **overrides: Any) -> Any:
@@ -158,12 +160,19 @@ def evaluate(task: TaskName = "digits") -> None:
 def promote(
     task: TaskName = "digits",
     version: Annotated[int, typer.Option(help="the version; 0: the one with the alias challenger")] = 0,
-    reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand",
+    reason: Annotated[str, typer.Option(help="goes into the ledger; by default: by hand")] = "",
+    override_cases: Annotated[
+        str, typer.Option(metavar="NAME", help="who answers for customers' cases that are lost; takes a --reason")
+    ] = "",
 ) -> None:
-    """Make a version that passed the gate the champion; the service takes it up within seconds."""
-    from pipelines.challenger import promote_by_hand
+    """Make a version that passed the gate the champion; the service takes it up within seconds.
 
-    number = promote_by_hand(_settings(task), version, reason)
+    A version that fails customers' cases which the champion passes is refused, unless a named person overrides that.
+    """
+    from pipelines.promotion import Override, promote_by_hand
+
+    override = Override(override_cases, reason) if override_cases else None
+    number = promote_by_hand(_settings(task), version, reason or "by hand", override)
     typer.echo(f"version {number} is champion")
 
 

@@ -7,16 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.func import functional_call
 
-from models.images import to_tensor
 from models.task import Task
 from monitoring.traffic import TrafficLog
 from pipelines import registry
 from pipelines.challenger import label_history
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan
+from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.store import stack_images
 from pipelines.gather import frozen, site_stores
 from pipelines.loop import initial_weights, strategy_of
@@ -96,10 +94,7 @@ def _trained_before(settings: Settings, champion: registry.Version) -> Snapshots
 
 
 def predict(task: Task, parameters: Parameters, pngs: Iterable[bytes]) -> np.ndarray:
-    images = stack_images(pngs, task.input)
-    with torch.no_grad():
-        outputs = functional_call(task.build_model().eval(), parameters, (to_tensor(images),))
-    return torch.softmax(outputs.double(), dim=1).numpy()
+    return class_probabilities(task, parameters, stack_images(pngs, task.input))
 
 
 def _evaluation_rows(settings: Settings, champion: registry.Version) -> int:
