@@ -27,7 +27,7 @@ from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import arrange
 from pipelines.federated.engines.turnout import Always, OnClock, Turnout
-from pipelines.federated.fednova import FedNova
+from pipelines.federated.fednova import FEDNOVA
 from pipelines.federated.files import digest
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.kernels.choose import choose, kernel_named
@@ -36,7 +36,7 @@ from pipelines.federated.low_rank import LowRank
 from pipelines.federated.personal import Personalisation, compare
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
 from pipelines.federated.remembered import Remembered
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
 from pipelines.federated.stages import Stage
@@ -52,7 +52,7 @@ CHECKPOINT_S = 5.0
 """Seconds between checkpoints at least: a round of a small model takes less than writing one."""
 TELL_S = 10.0
 """Seconds between lines of progress."""
-BY_ROUNDS = (Scaffold().name, FedNova().name)
+BY_ROUNDS = (SCAFFOLD, FEDNOVA)
 PLAN_BYTES = 4096.0
 """What a device is sent beside the parameters: which rows, how many epochs, where to report."""
 IN_FLIGHT = 4
@@ -236,7 +236,7 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
 def strategy_of(simulation: Simulation) -> Strategy:
     """The named strategy, with the stages of the named compression."""
     strategy = find_strategy(simulation.strategy, simulation.work, **simulation.overrides)
-    if simulation.asynchronous and strategy.rule.name in BY_ROUNDS:
+    if simulation.asynchronous and strategy.rule in BY_ROUNDS:
         raise BadInput(
             f"{simulation.strategy} corrects for what all sites of one round did and has no asynchronous form; "
             "leave --asynchronous out, or take another strategy"

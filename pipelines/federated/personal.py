@@ -23,48 +23,26 @@ from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.layout import Layout
 from pipelines.federated.loss import example_losses
-from pipelines.federated.rules import Seats, Train
+from pipelines.federated.rules import LocalRule, Sent, Turn
 from pipelines.federated.steps import Steps, steps_of
 from pipelines.federated.work import LocalWork
 
 
-@dataclass(frozen=True)
-class Ditto:
+def ditto(pull: float) -> LocalRule:
     """Send the plain update; train a personal model over the same batches, pulled to the weights that were sent.
 
     pull: the paper's λ, the strength of that pull. The personal model is the site's memory "personal"; a site begins
     it with the weights of the first round it takes part in, which it knows by a memory of zeros.
     """
+    return LocalRule(f"ditto({pull:g})", partial(_local, pull), memory=("personal",))
 
-    pull: float = 0.1
-    memory: tuple[str, ...] = ("personal",)
-    uniform: bool = False
 
-    @property
-    def name(self) -> str:
-        return f"ditto({self.pull:g})"
-
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(0)
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        personal = personal_models(seats.memory["personal"], start)
-        moved, _ = train(personal, anchor=start, proximal=self.pull)
-        seats.memory["personal"] = torch.where(torch.from_numpy(steps > 0)[:, None], personal + moved, personal)
-        return train(start)
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean, shared
+def _local(pull: float, turn: Turn) -> Sent:
+    personal = personal_models(turn.seats.memory["personal"], turn.start)
+    moved, _ = turn.train(personal, anchor=turn.start, proximal=pull)
+    took_part = torch.from_numpy(turn.steps > 0)[:, None]
+    turn.seats.memory["personal"] = torch.where(took_part, personal + moved, personal)
+    return turn.train(turn.start)
 
 
 def personal_models(memory: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
