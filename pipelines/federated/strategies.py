@@ -63,7 +63,7 @@ def fedadagrad(
     work: LocalWork, server_learning_rate: float = 0.01, beta1: float = 0.0, adaptivity: float = 1e-3
 ) -> Strategy:
     """The same paper, with Adagrad's second moment."""
-    return Strategy(work, server=Adagrad(server_learning_rate, beta1, adaptivity))
+    return Strategy(work, server=Adagrad(server_learning_rate, beta1=beta1, adaptivity=adaptivity))
 
 
 def scaffold(work: LocalWork, server_learning_rate: float = 1.0) -> Strategy:
