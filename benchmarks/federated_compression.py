@@ -36,7 +36,7 @@ from pipelines.federated.layout import Layout, parameters_of
 from pipelines.federated.low_rank import LowRank
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.sparse import RandomMask, TopK
-from pipelines.federated.stages import Stage
+from pipelines.federated.stages import Stage, sent_bytes
 from pipelines.federated.steps import steps_of
 from pipelines.federated.strategies import fedavg
 from pipelines.federated.training import begin, run_round
@@ -88,13 +88,6 @@ def settings(only: list[str] | None, quick: bool) -> dict[str, Setting]:
     return found
 
 
-def bytes_per_report(stages: tuple[Stage, ...], layout: Layout) -> float:
-    size = 4.0 * layout.size
-    for stage in stages:
-        size = stage.size_bytes(layout, size)
-    return size
-
-
 def run(setting: Setting, stages: tuple[Stage, ...], seed: int = 0) -> list[tuple[int, float]]:
     """(reports so far, quality), now and then and after the last round."""
     torch.manual_seed(seed)
@@ -140,8 +133,8 @@ def measure(
             "stages": {},
         }
         for label, stages in STAGES.items():
-            size = bytes_per_report(stages, layout)
-            if stages and size >= bytes_per_report((), layout):
+            size = sent_bytes(stages, layout)
+            if stages and size >= sent_bytes((), layout):
                 continue  # low rank leaves a model of one row as it is
             curve = [(reports * size, quality) for reports, quality in run(setting, stages)]
             own["stages"][label] = {"report_bytes": size, "curve": curve, "quality": curve[-1][1]}

@@ -39,7 +39,7 @@ from pipelines.federated.remembered import Remembered
 from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
-from pipelines.federated.stages import Stage
+from pipelines.federated.stages import Stage, sent_bytes
 from pipelines.federated.steps import steps_of
 from pipelines.federated.strategies import find_strategy
 from pipelines.federated.strategy import Strategy
@@ -250,9 +250,7 @@ def turnout_of(simulation: Simulation, population: Population, layout: Layout) -
         return Always(population.size, simulation.cohort)
     strategy = strategy_of(simulation)
     size_bytes = 4.0 * layout.size
-    up_bytes = size_bytes
-    for stage in strategy.stages:
-        up_bytes = stage.size_bytes(layout, up_bytes)
+    up_bytes = sent_bytes(strategy.stages, layout)
     shared_bytes = 4.0 * len(strategy.rule.shared(layout.size))
     # One example of the fleet's reference model is some 10,000 parameters' work.
     cost = SessionCost(
