@@ -142,7 +142,7 @@ def simulate(
     population = task.population(simulation.population, simulation.seed)
     if population.size < simulation.cohort:
         raise BadInput(f"task {simulation.task} has {population.size} clients, fewer than --cohort {simulation.cohort}")
-    model = drawn_model(task.build_model, simulation.seed)
+    model = drawn_model(task, simulation.seed)
     initial, layout = parameters_of(model), Layout.of_model(model)
     strategy = strategy_of(simulation)
     plan = TrainingPlan((), {}, simulation.rounds, simulation.seed, strategy)
@@ -210,7 +210,7 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
     """
     simulation, task = outcome.simulation, find_fleet_task(outcome.simulation.task)
     population = task.population(simulation.population, simulation.seed)
-    model = drawn_model(task.build_model, simulation.seed)
+    model = drawn_model(task, simulation.seed)
     layout = Layout.of_model(model)
     memory = Remembered.in_context(("personal",), layout.size, outcome.state.context)
     trained = memory.clients("personal")

@@ -68,11 +68,7 @@ class Sparse(Codec):
         count, split = self._count(size), self._places_length(size)
         kept = self._drawn(seats, size)[0] if self.random else _decode_places(data[:split], count, size)
         raw, form = data[split:], self.values
-        values = (
-            torch.from_numpy(np.frombuffer(raw, "<f4").copy())
-            if self.values is None
-            else self.values.unpack(raw, count)
-        )
+        values = torch.from_numpy(np.frombuffer(raw, "<f4").copy()) if form is None else form.unpack(raw, count)
         return torch.zeros(size).scatter_(0, kept, values)
 
     def _count(self, size: int) -> int:

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from models import keyboard
 from models.errors import BadInput
 from models.fleet_task import find_fleet_task
 from models.keyboard import Keyboard
@@ -132,6 +136,18 @@ def test_a_wrong_number_or_name_is_a_sentence(given: dict[str, object], says: st
 def test_an_unknown_choice_lists_those_there_are(tmp_path: Path, choices: dict[str, str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         simulate(simulation_of("keyboard", 1000, 10, 1, {}, **choices), tmp_path, processes=1)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(64)], ids=lambda layer: type(layer).__name__)
+def test_a_model_with_state_or_chance_in_its_forward_pass_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    def build_model() -> nn.Module:
+        return nn.Sequential(deepcopy(layer), nn.Linear(64, 1))
+
+    monkeypatch.setattr(keyboard, "TASK", replace(keyboard.TASK, build_model=build_model))
+    with pytest.raises(BadInput, match=f"task keyboard: {type(layer).__name__} keeps state or draws"):
+        simulate(simulation_of("keyboard", 100, 5, 1, {}), tmp_path, processes=1)
 
 
 def test_the_command_writes_the_figures(tmp_path: Path) -> None:

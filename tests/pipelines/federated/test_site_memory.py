@@ -237,6 +237,28 @@ def test_another_run_over_the_same_sites_starts_with_nothing(tmp_path: Path, rul
         assert equal(used, train(plan, initial(place), fresh, tmp_path / f"others-{place}")), place
 
 
+@dataclass
+class Away(Lossy):
+    """Sites one of which is away in the first round: it does no work."""
+
+    def ask(self, jobs: Mapping[str, Job]) -> Iterator[tuple[str, Answer | Failure]]:
+        gone = {"a"} if any(isinstance(job, TrainJob) and job.round == 1 for job in jobs.values()) else set()
+        yield from ((name, Failure(f"{name}: away")) for name in gone)
+        yield from super().ask({name: job for name, job in jobs.items() if name not in gone})
+
+
+@pytest.mark.parametrize("rule", [TRAIL, SCAFFOLD], ids=lambda rule: rule.name)
+def test_a_run_of_the_same_plan_from_other_weights_starts_with_nothing(tmp_path: Path, rule: LocalRule) -> None:
+    """Also at a site that had no part in the round in which the run before kept something."""
+    engine, snapshots = sites_in(tmp_path / "used")
+    plan = replace(plan_over(snapshots, 3, rule), cohort=Cohort(minimum=0.5))
+    train(replace(plan, start="one"), initial(1), engine, tmp_path / "states-1")
+    other = replace(plan, start="two")
+    used = train(other, initial(2), Away(engine), tmp_path / "states-2")
+    fresh, _ = sites_in(tmp_path / "fresh")
+    assert equal(used, train(other, initial(2), Away(fresh), tmp_path / "others"))
+
+
 @each_rule
 def test_a_run_that_is_made_longer_is_one_run(tmp_path: Path, rule: LocalRule) -> None:
     engine, snapshots = sites_in(tmp_path / "sites")
