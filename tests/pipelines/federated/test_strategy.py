@@ -11,6 +11,7 @@ from tiny_sites import LABELLING, initial, make_engine
 from torch.nn.functional import cross_entropy
 
 from models.draws import draw_seed
+from models.images import read_image
 from pipelines.federated.fednova import FEDNOVA
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.personal import ditto
@@ -22,7 +23,6 @@ from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
-from pipelines.ingest import read_image
 
 
 def plain_fedavg(engine, snapshots, work: LocalWork, rounds: int, seed: int) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
