@@ -6,7 +6,7 @@ Ditto: Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from pipelines.federated.jobs import Parameters
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.layout import Layout
 from pipelines.federated.loss import example_losses
+from pipelines.federated.parallel import Parallel
 from pipelines.federated.rules import LocalRule, Sent, Turn
 from pipelines.federated.steps import Steps, steps_of
 from pipelines.federated.work import LocalWork
@@ -57,7 +58,7 @@ def fine_tune(kernel: Kernel, start: torch.Tensor, steps: Steps, work: LocalWork
 
 
 @dataclass(frozen=True)
-class SiteScores:
+class SiteScores(Parallel):
     """One kind of model at each site, on rows held out there: rows, correct int64 [sites]; log_loss [sites], mean."""
 
     rows: NDArray[np.int64]
@@ -136,7 +137,8 @@ def compare(
     if not len(judged):
         raise ValueError(f"none of the {len(clients)} clients has rows held out")
     parts: dict[str, list[SiteScores]] = {}
-    for chunk in _chunks(judged, kernel.chunk):
+    for first in range(0, len(judged), kernel.chunk):
+        chunk = judged[first : first + kernel.chunk]
         held_out = population.held_out(clients[chunk])
         steps = steps_of(population.rows(clients[chunk]), work, seeds_of(draw_seed(seed, "personal"), clients[chunk]))
         kinds = {"global": weights, "fine_tuned": fine_tune(kernel, weights, steps, work)}
@@ -146,17 +148,4 @@ def compare(
             kinds["ditto"] = personal_models(personal[torch.from_numpy(chunk)], weights)
         for kind, own in kinds.items():
             parts.setdefault(kind, []).append(site_scores(model, layout, own, held_out))
-    return Personalisation(clients[judged], {kind: _joined(scores) for kind, scores in parts.items()})
-
-
-def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(positions), size):
-        yield positions[start : start + size]
-
-
-def _joined(parts: list[SiteScores]) -> SiteScores:
-    return SiteScores(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.correct for part in parts]),
-        np.concatenate([part.log_loss for part in parts]),
-    )
+    return Personalisation(clients[judged], {kind: own[0].and_then(*own[1:]) for kind, own in parts.items()})
