@@ -154,19 +154,11 @@ class Rehearsal:
     # -- traffic ----------------------------------------------------------------------------------------------
 
     def send(self, phase: str, rows: Rows, count: int, tag: str, dark: bool = True, concurrency: int = 16) -> None:
+        drift, severity = (self.drifting, self.severity) if dark else (None, 0.0)
         captures = replay.captures(
-            self.task,
-            rows,
-            self.plan.cameras,
-            self.plan.label_mix,
-            count=count,
-            seed=self.settings.seed,
-            corruption=self.drifting if dark else None,
-            severity=self.severity if dark else 0.0,
-            sites=None,
-            start_at=time.time(),
-            tag=tag,
-        )
+            self.task, rows, self.plan.cameras, self.plan.label_mix, count, self.settings.seed, drift, severity,
+            start_at=time.time(), tag=tag,
+        )  # fmt: skip
         deposit_truth(self.settings, captures)
         self.truth |= {capture.request_id: (phase, capture.label) for capture in captures}
         tally = replay.replay(self.settings.url("service"), captures, concurrency=concurrency, feedback_share=0.2)

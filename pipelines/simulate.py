@@ -95,7 +95,6 @@ class Outcome:
     metric: str
     history: tuple[tuple[int, float], ...]  # round, the metric
     seconds: float
-    rounds_run: int
     client_updates_per_s: float
     kernel: str
     processes: int
@@ -167,11 +166,10 @@ def simulate(
     with engine(*arrangement, turnout_of(simulation, population, layout)) as running:
         state = train(plan, initial, running, folder, teller, CHECKPOINT_S)
     seconds = time.monotonic() - began
-    own = state.log[before.round if before else 0 :]
-    updates = sum(record.reports for record in own)
+    updates = sum(record.reports for record in state.log[before.round if before else 0 :])
     fleet = None if simulation.always_available else fleet_of(simulation, population)
     return Outcome(
-        simulation, fleet, state, teller.quality(state), task.metric, tuple(teller.history), seconds, len(own),
+        simulation, fleet, state, teller.quality(state), task.metric, tuple(teller.history), seconds,
         updates / max(seconds, 1e-9), kernel, *arrangement, str(folder),
     )  # fmt: skip
 
@@ -186,12 +184,6 @@ COMPRESSIONS: Mapping[str, tuple[Stage, ...]] = {
     "low-rank": (ErrorFeedback(LowRank(4)),),
 }
 """By the name that the command line takes: see `compression.py` and `benchmarks/federated_compression.py`."""
-
-
-def _stages(name: str) -> tuple[Stage, ...]:
-    if name not in COMPRESSIONS:
-        raise BadInput(f"there is no compression {name!r}; there are {', '.join(COMPRESSIONS)}")
-    return COMPRESSIONS[name]
 
 
 def folder_of(simulation: Simulation, home: Path) -> Path:
@@ -241,7 +233,9 @@ def strategy_of(simulation: Simulation) -> Strategy:
             f"{simulation.strategy} corrects for what all sites of one round did and has no asynchronous form; "
             "leave --asynchronous out, or take another strategy"
         )
-    return replace(strategy, stages=(*strategy.stages, *_stages(simulation.compression)))
+    if simulation.compression not in COMPRESSIONS:
+        raise BadInput(f"there is no compression {simulation.compression!r}; there are {', '.join(COMPRESSIONS)}")
+    return replace(strategy, stages=(*strategy.stages, *COMPRESSIONS[simulation.compression]))
 
 
 def turnout_of(simulation: Simulation, population: Population, layout: Layout) -> Turnout:

@@ -23,6 +23,7 @@ from models.keyboard import Keyboard
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.engines.turnout import OnClock
 from pipelines.federated.layout import Layout
+from pipelines.federated.plan import RoundRecord
 from pipelines.simulate import COMPRESSIONS, folder_of, simulate, simulation_of, turnout_of
 
 # argv: home. Slow enough to be killed in the middle, and with a checkpoint after every round.
@@ -54,8 +55,9 @@ def test_a_killed_simulation_called_again_ends_with_the_same_bits(tmp_path: Path
     interrupted = latest(folder)
     assert interrupted is not None
     assert 4 <= interrupted.round < 12
-    end = simulate(simulation, tmp_path / "killed", processes=2)
-    assert end.rounds_run == 12 - interrupted.round
+    rounds: list[RoundRecord] = []
+    end = simulate(simulation, tmp_path / "killed", processes=2, on_round=rounds.append)
+    assert len(rounds) == 12 - interrupted.round
     for name, tensor in undisturbed.state.parameters.items():
         assert tensor.numpy().tobytes() == end.state.parameters[name].numpy().tobytes()
     assert end.state.log == undisturbed.state.log
