@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.func import functional_call
 
 from models import keyboard, mnist
 from models.draws import seeds_of
 from models.errors import FedloopError
 from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
+from models.scores import scores_of
 from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import cores
@@ -108,11 +108,7 @@ def run(setting: Setting, stages: tuple[Stage, ...], seed: int = 0) -> list[tupl
         while state.round < setting.rounds:
             state = run_round(plan, state, engine)
             if state.round % setting.every == 0 or state.round == setting.rounds:
-                parameters = state.parameters
-
-                def scores(x: torch.Tensor, parameters: dict[str, torch.Tensor] = parameters) -> torch.Tensor:
-                    return functional_call(model, parameters, (x,))
-
+                scores = scores_of(model, state.parameters)
                 quality = setting.task.evaluate(scores, setting.population)[setting.task.metric]
                 curve.append((sum(record.reports for record in state.log), quality))
     return curve

@@ -32,9 +32,7 @@ def send_traffic(
         if drift not in task.corruptions:
             raise BadInput(f"task {task.name} knows no drift {drift!r}; it knows {', '.join(task.corruptions)}")
         corruption = task.corruptions[drift]
-        if severity not in corruption.severities:
-            raise BadInput(f"{drift} has no severity {severity!r}; it has {', '.join(corruption.severities)}")
-        share = corruption.severities[severity]
+        share = corruption.strength(severity)
     unknown = set(sites or ()) - set(plan.sites)
     if unknown:
         raise BadInput(f"there is no site {', '.join(sorted(unknown))}; there are {', '.join(plan.sites)}")

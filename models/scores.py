@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """x float32 [n, ...] -> outputs [n, classes], or log-odds [n, 1]. Images come scaled to [0, 1]."""
 
 CHUNK = 500
 """Rows scored at a time: what a convolution keeps of them stays small."""
+
+
+def scores_of(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Scores:
+    """How a model scores rows with these parameters in place of its own."""
+
+    def scores(x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(functional_call(model, dict(parameters), (x,)))
+
+    return scores
 
 
 def outputs_of(scores: Scores, x: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
 from models.errors import BadInput
 from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
+from models.scores import scores_of
 from pipelines.federated.buffered import Buffering
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import DAY_S, KEYBOARD_COHORT
@@ -319,12 +319,6 @@ class _Teller:
 
     def quality(self, state: TrainingState) -> dict[str, float]:
         if self._last[0] != state.round:
-            model = self._model
-
-            def scores(x: torch.Tensor) -> torch.Tensor:
-                with torch.no_grad():
-                    outputs: torch.Tensor = functional_call(model, state.parameters, (x,))
-                return outputs
-
+            scores = scores_of(self._model, state.parameters)
             self._last = (state.round, self._task.evaluate(scores, self._population))
         return self._last[1]

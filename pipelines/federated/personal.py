@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
 from models.population import Ids, Population, Ragged
-from models.scores import outputs_of
-from pipelines.federated.jobs import Parameters
+from models.scores import outputs_of, scores_of
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.layout import Layout
 from pipelines.federated.loss import example_losses
@@ -79,15 +77,11 @@ def site_scores(model: nn.Module, layout: Layout, weights: torch.Tensor, held_ou
             if not len(y):
                 continue
             own = layout.unflatten(weights if weights.dim() == 1 else weights[site])
-            outputs = outputs_of(partial(_outputs, model, own), x)
+            outputs = outputs_of(scores_of(model, own), x)
             found = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(dim=1)
             correct[site] = int((found == y).sum())
             losses[site] = float(example_losses(outputs, y).double().mean())
     return SiteScores(held_out.counts, correct, losses)
-
-
-def _outputs(model: nn.Module, parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(functional_call(model, parameters, (x,)))
 
 
 @dataclass(frozen=True)
