@@ -25,12 +25,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.func import functional_call
 
 from models import mnist
 from models.draws import seeds_of
 from models.population import Population
-from models.scores import outputs_of
+from models.scores import outputs_of, scores_of
 from pipelines.federated.checkpoints import checkpoint, latest
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import cores
@@ -116,7 +115,7 @@ def run(setting: Setting, rate: float, seed: int, limit: int, target: float) -> 
 
 
 def accuracy(model: nn.Module, parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> float:
-    outputs = outputs_of(lambda part: functional_call(model, parameters, (part,)), x)
+    outputs = outputs_of(scores_of(model, parameters), x)
     return int((outputs.argmax(1) == y).sum()) / len(y)
 
 

@@ -43,13 +43,13 @@ app.info.cls = _Sentences
 app.add_typer(cases.app, name="cases")
 
 
-def _settings(task: str, **overrides: Any) -> Any:
+def _settings(task: str) -> Any:
     from flows.console import tell_progress
     from pipelines.settings import load_settings
 
     # The steps say in a line what Prefect would say in three.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    settings = load_settings(task, **overrides)
+    settings = load_settings(task)
     settings.apply_environment()
     tell_progress()
     return settings
@@ -245,13 +245,14 @@ def simulate(
     Interrupted, the same command goes on from its last checkpoint and ends with the same weights.
     """
     from flows.simulation import simulate as simulate_and_tell
+    from pipelines.simulate import simulation_of
 
     work = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    choices = {
-        "strategy": strategy, "compression": compression, "asynchronous": asynchronous,
-        "always_available": always_available, "seed": seed, "bfloat16": bfloat16,
-    }  # fmt: skip
-    simulate_and_tell(task, population, cohort, rounds, work, choices, processes, personal, json, plot, fresh)
+    simulation = simulation_of(
+        task, population, cohort, rounds, work, strategy=strategy, compression=compression, asynchronous=asynchronous,
+        always_available=always_available, seed=seed, bfloat16=bfloat16,
+    )  # fmt: skip
+    simulate_and_tell(simulation, processes, personal, json, plot, fresh)
 
 
 @app.command()

@@ -29,7 +29,6 @@ def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None
 
     answers: the log with `truth` and `phase` (stable, dark, after, clean).
     """
-    task = settings.task
     champion = registry.by_alias(settings, "champion")
     fallback = registry.by_alias(settings, "fallback")
     assert champion is not None
@@ -42,7 +41,7 @@ def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None
         "after_clean": answers[answers["phase"] == "clean"],
         "oracle_during_retrained": _oracle_answers(settings, champion, after),
     }
-    quality = {name: quality_of(part, task) for name, part in parts.items()}
+    quality = {name: quality_of(part) for name, part in parts.items()}
     for metric in ("accuracy", "auc"):
         values = {name: found[metric] for name, found in quality.items()}
         lost = values["oracle_during_retrained"] - values["during"]

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.nn.modules.dropout import _DropoutNd
-
 from models.artifact import read as read_weights
 from models.draws import draw_seed
 from models.errors import BadInput, Missing
@@ -156,6 +154,7 @@ def _run(
         Cohort(goal=training.cohort_goal, minimum=training.minimum_reports),
         material.new if material.parent is not None else {},
         training.final_rate,
+        origin,
     )
     key = digest(
         settings.task.name, stage, origin, labellings, material.train, plan.fresh, rounds, plan.seed,
@@ -202,15 +201,7 @@ def _origin(settings: Settings, version: int) -> str:
 
 
 def initial_weights(settings: Settings) -> Parameters:
-    model = drawn_model(settings.task.build_model, settings.seed)
-    unfit = (m for m in model.modules() if isinstance(m, _DropoutNd) or list(m.buffers(recurse=False)))
-    stateful = sorted({type(module).__name__ for module in unfit})
-    if stateful:
-        raise BadInput(
-            f"task {settings.task.name}: {', '.join(stateful)} keeps state or draws at random in the forward pass, so "
-            "sites could not be stepped together nor a run resumed exactly; use GroupNorm, or weight decay for dropout"
-        )
-    return parameters_of(model)
+    return parameters_of(drawn_model(settings.task, settings.seed))
 
 
 def weights_of(settings: Settings, version: int) -> Parameters:

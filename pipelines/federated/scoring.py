@@ -65,13 +65,7 @@ def score_model(probabilities: Floats, labels: Counts, weights: Floats, with_auc
 
 def add_scores(parts: Sequence[ModelScores]) -> ModelScores:
     """The sums of all sites together."""
-    return ModelScores(
-        correct=sum(p.correct for p in parts),
-        confidence_bins=np.sum([p.confidence_bins for p in parts], axis=0),
-        scores=np.sum([p.scores for p in parts], axis=0),
-        replicate_correct=np.sum([p.replicate_correct for p in parts], axis=0),
-        replicate_scores=np.sum([p.replicate_scores for p in parts], axis=0),
-    )
+    return ModelScores(*(sum(sums) for sums in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def histogram_auc(histogram: NDArray[np.generic]) -> Floats:

@@ -20,7 +20,7 @@ from models.embedding import normalised_pixels
 from models.images import to_tensor
 from pipelines.federated import jobs
 from pipelines.federated.layout import Layout
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.site import Site
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
@@ -75,7 +75,7 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
     near, quota = np.full(clusters, 2.0), np.full(clusters, 2, dtype=np.int64)
     # A rule that keeps something at the site, has something sent along and sends more than the update.
     size = Layout.of(initial()).size
-    clip, corrected = (ClipByNorm(1.0),), {"rule": Scaffold(), "run": "r", "shared": torch.ones(size)}
+    clip, corrected = (ClipByNorm(1.0),), {"rule": SCAFFOLD, "run": "r", "shared": torch.ones(size)}
     return [
         jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip),
         jobs.TrainJob(2, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip, **corrected),
