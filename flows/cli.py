@@ -155,6 +155,23 @@ def evaluate(task: TaskName = "digits") -> None:
 
 
 @app.command()
+def diagnose(
+    task: TaskName = "digits",
+    version: Annotated[int, typer.Option(help="the version; 0: the champion, else the challenger")] = 0,
+) -> None:
+    """Why does a version err? Counts by cause, and reports with pictures: one at every site, one for the federation."""
+    from flows.console import CONSOLE
+    from flows.overview import diagnosis_table
+    from pipelines.diagnose import diagnose_version
+
+    settings = _settings(task)
+    found, path = diagnose_version(settings, version)
+    CONSOLE.print(diagnosis_table(found))
+    sites = settings.folder / "sites" / "*" / "reports" / path.name
+    typer.echo(f"report: {path}\nat the sites: {sites}")
+
+
+@app.command()
 def promote(
     task: TaskName = "digits",
     version: Annotated[int, typer.Option(help="the version; 0: the one with the alias challenger")] = 0,

@@ -13,7 +13,9 @@ from models.errors import Missing
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
+from pipelines.diagnose import Diagnosis
 from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
 from pipelines.settings import Settings
 
@@ -76,6 +78,19 @@ def evaluation_table(found: Evaluation) -> Table:
         for index, (rows, accuracy) in enumerate(quartiles):
             if rows:
                 shown.add_row(f"{column}, quartile {index + 1}", str(rows), f"{accuracy:.3f}", "", "", "")
+    return shown
+
+
+def diagnosis_table(found: Diagnosis) -> Table:
+    """Errors by cause, at every site and in all, with what each cause calls for."""
+    shown = Table(title=f"version {found.version}: {found.sentence}", title_justify="left")
+    shown.add_column("cause")
+    for column in (*found.answers, "all"):
+        shown.add_column(column, justify="right")
+    shown.add_column("next")
+    for place, (cause, total) in enumerate(found.causes.items()):
+        by_site = (str(int(answer.classes[place].sum()) or "") for answer in found.answers.values())
+        shown.add_row(cause, *by_site, str(total), NEXT_STEP[cause])
     return shown
 
 
