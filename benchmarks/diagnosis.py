@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,10 @@ from models.task import Rows, Task
 Labels = NDArray[np.int64]
 WORLDS = {"unseen": 2, "mislabelled": 2, "mislearned": 1, "unreadable": 1}
 """How many worlds of each kind a seed draws."""
+
+
+SEVERITIES = (0.3, 0.5, 0.7, 0.9)
+"""The named ones of low light; each dark picture draws one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def digits() -> Source:
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.rint(pixels.reshape(-1, 8, 8, 1) * (255.0 / 16.0)).astype(np.uint8)
-    return Source(TASK, images, labels.astype(np.int64), 1150, 647, 40, 0.06)
+    return Source(TASK, images, labels.astype(np.int64), 1150, 647, 24, 0.1)
 
 
 def mnist() -> Source:
@@ -71,7 +74,7 @@ def mnist() -> Source:
         lambda: (_ for _ in ()).throw(AssertionError("the benchmark deals the rows")),
         partial(small_cnn, 1, 10, 0.13, 0.31),
     )
-    return Source(task, data.x[kept].transpose(0, 2, 3, 1), data.y[kept], 2000, 1000, 12, 0.05)
+    return Source(task, data.x[kept].transpose(0, 2, 3, 1), data.y[kept], 2000, 1000, 8, 0.08)
 
 
 class World:
@@ -89,15 +92,29 @@ class World:
         task = source.task
         order = np.random.default_rng([seed, 77]).permutation(len(source.labels))[: source.train + source.judged]
         plan = plan_sites(task, SiteSettings(), seed)
-        self.train, self.evaluation, sites = {}, {}, {}
+        self.by_class: dict[str, dict[int, tuple[str, ...]]] = {}
+        self.evaluation, sites = {}, {}
         for split, index in (("train", order[: source.train]), ("evaluation", order[source.train :])):
             rows = Rows([source.images[i] for i in index], [int(source.labels[i]) for i in index])
             for name, own in divide(rows, plan, task, seed + len(split)).items():
-                store = SiteStore(root / name)
-                done = ingest(store, task, own, "train" if split == "train" else "evaluation", split)
-                (self.train if split == "train" else self.evaluation)[name] = done.snapshots
-                sites[name] = Site(task, store)
+                sites.setdefault(name, Site(task, SiteStore(root / name)))
+                if split == "evaluation":
+                    self.evaluation[name] = ingest(sites[name].store, task, own, "evaluation", split).snapshots
+                    continue
+                # A snapshot a class, so that a class can be left out as if nobody had ever seen it.
+                for label in sorted(set(own.labels)):
+                    part = own.take(np.flatnonzero(np.array(own.labels) == label))
+                    done = ingest(sites[name].store, task, part, "train", f"{split} {label}")
+                    self.by_class.setdefault(name, {})[int(label)] = done.snapshots
+        self.without()
         self.engine = LocalEngine(sites)
+
+    def without(self, left_out: int | None = None) -> None:
+        """The sites' training rows, all or without a class."""
+        self.train = {
+            name: tuple(s for label, ids in own.items() if label != left_out for s in ids)
+            for name, own in self.by_class.items()
+        }
 
     def label(self, name: str, change: Callable[[pd.DataFrame, NDArray[np.float64]], pd.DataFrame]) -> None:
         """Write a labelling: everything as it is, but for what `change` makes of the rows and their pixels."""
@@ -114,10 +131,10 @@ class World:
         from pipelines.federated.training import train
         from pipelines.federated.work import LocalWork
 
-        work = LocalWork(1, 10, self.source.learning_rate, 0.9, 1e-4)
+        work = LocalWork(1, 20, self.source.learning_rate, 0.9, 1e-4)
         plan = TrainingPlan((labelling,), self.train, self.rounds, self.seed, Strategy(work), final_rate=0.1)
         start = parameters_of(drawn_model(self.source.task.build_model, self.seed))
-        return train(plan, start, self.engine, self.root / "states" / labelling).parameters
+        return train(plan, start, self.engine, self.root / "states" / labelling, every_s=1e9).parameters
 
     def found(
         self, labelling: str, parameters: dict, kind: str, true: Callable[[str, pd.DataFrame], NDArray[np.bool_]],
@@ -166,9 +183,11 @@ def worlds(source: Source, seed: int, rounds: int) -> Iterator[pd.DataFrame]:
         classes = rng.permutation(len(source.task.classes))
         for number in range(WORLDS["unseen"]):
             held, name = int(classes[number]), f"unseen-{number}"
-            world.label(name, lambda table, _, held=held: table[table["label"] != held])
+            world.without(held)
+            world.label(name, lambda table, _: table)
             weights = world.fit(name)
             yield world.found(name, weights, "unseen", lambda _, e, held=held: e["truth"].to_numpy() == held)
+        world.without()
         rows = [site._images(world.train[site.name], "train")[1] for site in world.engine.sites.values()]
         pixels = np.concatenate([flat(images) for images in rows])
         truth = np.concatenate(
@@ -210,7 +229,7 @@ def worlds(source: Source, seed: int, rounds: int) -> Iterator[pd.DataFrame]:
         for site in world.engine.sites.values():
             own, images = site._images(world.evaluation[site.name], "evaluation")
             labels = site.store.truth(own["row_id"]).to_numpy(dtype=np.int64)
-            dark = low_light(images, float(rng.choice([0.7, 0.9])), noise)
+            dark = np.concatenate([low_light(each[None], float(rng.choice(SEVERITIES)), noise) for each in images])
             known = site._probabilities(weights, images).argmax(axis=1) == labels
             chance = site._probabilities(weights, dark)
             wrong = known & (chance.argmax(axis=1) != labels)
@@ -314,8 +333,10 @@ def main() -> None:
     if arguments.quick:
         return
     arguments.out.parent.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "seeds": seeds}
-    arguments.out.write_text(json.dumps({"setting": machine, **kept}, indent=2) + "\n")
+    # Sources that this call left out keep their figures.
+    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    kept = before | {name: {"seeds": seeds, **figures} for name, figures in kept.items()}
+    arguments.out.write_text(json.dumps(kept, indent=2) + "\n")
     draw(kept, arguments.out.with_suffix(".png"))
     console.print(f"kept in {arguments.out} and {arguments.out.with_suffix('.png')}")
 

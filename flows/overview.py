@@ -13,7 +13,7 @@ from models.errors import Missing
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
-from pipelines.diagnose import Diagnosis
+from pipelines.diagnose import Diagnosis, errors_told
 from pipelines.evaluate import Evaluation, ModelReport
 from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
@@ -107,4 +107,8 @@ def last_rehearsal(settings: Settings) -> Table:
     values = json.loads(path.read_text())
     for metric in ("accuracy", "auc"):
         values[metric] = {name: float("nan") if v is None else v for name, v in values[metric].items()}
-    return table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    shown = table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    rehearsed = settings.model_copy(update={"stage": "rehearsal"})
+    if why := errors_told(rehearsed, int(values["registry"]["champion"])):
+        shown.add_row("errors", why)
+    return shown

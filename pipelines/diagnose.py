@@ -189,11 +189,11 @@ def diagnose_version(settings: Settings, number: int = 0) -> tuple[Diagnosis, Pa
         embedded_engine(settings), learned, parameters, version.number, settings.diagnosis, settings.seed, cases
     )
     path = write_report(settings, found)
-    _keep(settings, found)
     run = Run.start(settings, name=f"train-{tags[KEY]}", key=tags[KEY])
     run.artifact(path, "errors")
     run.end()
     registry.tag(settings, version.number, {REPORT_TAG: found.sentence})
+    _keep(settings, found, artifact_url(settings, run.run_id, f"errors/{path.name}"))
     LOG.info("diagnose: %s", found.sentence)
     return found, path
 
@@ -268,11 +268,13 @@ def page(task: Task, model_name: str, found: Diagnosis, errors: tuple[ShownError
     )
 
 
-def report_url(settings: Settings, version: registry.Version) -> str:
-    """Where MLflow shows the report of a version that was diagnosed; empty of another one."""
-    if REPORT_TAG not in version.tags or version.run_id is None:
+def errors_told(settings: Settings, version: int) -> str:
+    """What a version's diagnosis said, and where its report is; empty where there was none."""
+    path = settings.folder / "reports" / f"errors-{version}.json"
+    if not path.is_file():
         return ""
-    return artifact_url(settings, version.run_id, f"errors/errors-{version.number}.html")
+    said = json.loads(path.read_text())
+    return f"Version {version}: {said['sentence']} The report: {said['url']}"
 
 
 # -- what the next labels should go to --------------------------------------------------------------------------
@@ -315,6 +317,10 @@ def in_proportion(total: int, weights: Counts) -> Counts:
     return np.asarray(parts)
 
 
-def _keep(settings: Settings, found: Diagnosis) -> None:
+def _keep(settings: Settings, found: Diagnosis, url: str) -> None:
+    """For whoever asks without the registry: what was said, where the report is, and what the next labels are for."""
+    folder = settings.folder / "reports"
+    said = {"sentence": found.sentence, "url": url}
+    write_atomically(folder / f"errors-{found.version}.json", json.dumps(said, indent=2).encode())
     budget = max(1, int(settings.labels.budget_share * found.rows))
-    next_budget(found, budget).save(settings.folder / "reports" / f"next-budget-{found.version}.npz")
+    next_budget(found, budget).save(folder / f"next-budget-{found.version}.npz")

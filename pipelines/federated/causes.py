@@ -51,7 +51,10 @@ OUT_OF_RANGE = 1.5
 
 @dataclass(frozen=True)
 class Learned:
-    """What the model learned at a site: features [n, d], labels [n], quality [n, columns], nearest cluster [n]."""
+    """What the model learned at a site: features [n, d], labels [n], nearest cluster [n].
+
+    quality: [m, columns], of every row that was accepted for training there, with or without a label.
+    """
 
     features: Floats
     labels: Counts

@@ -87,9 +87,9 @@ def diagnose(site: Site, job: DiagnoseJob) -> DiagnoseAnswer:
     labels = _counted((clusters, classes), learned.cluster, learned.labels)
     truths = _counted((clusters, classes), _clusters(trusted.features, job), trusted.labels)
     if job.labels is None:
-        nothing = [np.zeros((len(CAUSES), size), dtype=np.int64) for size in (classes, clusters)]
-        unknown = np.zeros((2, BINS), dtype=np.int64), labels, truths, np.zeros(clusters, dtype=np.int64)
-        return DiagnoseAnswer(0, *nothing, *unknown, 0)
+        by_class, by_cluster = (np.zeros((len(CAUSES), size), dtype=np.int64) for size in (classes, clusters))
+        nothing = np.zeros((2, BINS), dtype=np.int64)
+        return DiagnoseAnswer(0, by_class, by_cluster, nothing, labels, truths, np.zeros(clusters, dtype=np.int64), 0)
     examined = examine(site, job)
     cause = examined.found.cause
     by_class = _counted((len(CAUSES), classes), cause, examined.errors.truth)
@@ -148,7 +148,10 @@ def _learned(site: Site, job: DiagnoseJob) -> tuple[Learned, Images]:
     some = _some(len(rows.images), LEARNED_MOST, site.name)
     images, labels = rows.images[some], rows.labels.numpy()[some]
     features = _features(site, images, job)
-    return Learned(features, labels, quality_of(images), _clusters(features, job)), images
+    accepted, _ = site._images(job.snapshots, "train")
+    columns = accepted.reindex(columns=list(QUALITY_COLUMNS)).to_numpy(dtype=np.float64)
+    columns = columns[_some(len(columns), LEARNED_MOST, site.name)]
+    return Learned(features, labels, columns, _clusters(features, job)), images
 
 
 def _trusted(site: Site, job: DiagnoseJob) -> tuple[Trusted, Images]:

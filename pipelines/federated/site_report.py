@@ -92,7 +92,7 @@ def _why(site: Site, examined: Examined, place: int) -> str:
     if cause == UNREADABLE:
         column = int(found.worst_column[place])
         learned = examined.learned.quality[:, column]
-        value = quality(examined.errors.images[place][None]).iloc[0, column]
+        value = float(quality(examined.errors.images[place][None]).to_numpy()[0, column])
         return (
             f"Its {QUALITY_COLUMNS[column]} is {value:.3f}; the rows it learned from have {learned.min():.3f} to "
             f"{learned.max():.3f}, half of them around {np.median(learned):.3f} (p = {found.p_unreadable[place]:.3f})."
