@@ -289,6 +289,16 @@ def draw(figures: dict[str, dict], path: Path) -> None:  # type: ignore[type-arg
     plt.close(figure)
 
 
+def keep(figures: dict[str, dict], path: Path) -> None:  # type: ignore[type-arg]
+    """Write figures and picture: those of the digits by cause, others under their name. What is left out keeps its."""
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(exist_ok=True)
+    kept = before | figures.get("digits", {}) | {name: own for name, own in figures.items() if name != "digits"}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+    others = {name: own for name, own in kept.items() if name == "mnist"}
+    draw(({"digits": kept} if "unseen" in kept else {}) | others, path.with_suffix(".png"))
+
+
 def main() -> None:
     import torch
     from rich.console import Console
@@ -311,16 +321,18 @@ def main() -> None:
         except FedloopError as error:
             console.print(f"{name}: left out: {error}")
             continue
-        parts = []
+        parts: list[pd.DataFrame] = []
         for seed in seeds:
-            for number, found in enumerate(
-                worlds(source, seed, source.rounds // 3 if arguments.quick else source.rounds)
-            ):
+            rounds = source.rounds // 3 if arguments.quick else source.rounds
+            for number, found in enumerate(worlds(source, seed, rounds)):
                 parts.append(found.assign(world=number))
                 own = found[found["kind"] != "ordinary"]
                 line = own["cause"].value_counts().to_dict()
                 console.print(f"{name} seed {seed} {own['kind'].min() if len(own) else 'no errors'}: {line}")
-        kept[name] = summary(pd.concat(parts, ignore_index=True))
+            done = seeds[: seeds.index(seed) + 1]
+            kept[name] = {"seeds": done, **summary(pd.concat(parts, ignore_index=True))}
+            if not arguments.quick:
+                keep(kept, arguments.out)
         table = Table(title=f"{name}: causes found (columns) for causes put there (rows)", title_justify="left")
         for column in ("put there", "errors", *CAUSES, "seeds from, to"):
             table.add_column(column, justify="right")
@@ -332,12 +344,6 @@ def main() -> None:
         console.print(f"on rows that the model was right on: {kept[name]['false_rates']}")
     if arguments.quick:
         return
-    arguments.out.parent.mkdir(exist_ok=True)
-    # Sources that this call left out keep their figures.
-    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
-    kept = before | {name: {"seeds": seeds, **figures} for name, figures in kept.items()}
-    arguments.out.write_text(json.dumps(kept, indent=2) + "\n")
-    draw(kept, arguments.out.with_suffix(".png"))
     console.print(f"kept in {arguments.out} and {arguments.out.with_suffix('.png')}")
 
 

@@ -157,12 +157,18 @@ def jobs_of(
 
 
 def _radii_elsewhere(summary: DataSummary, site: str, rate: float) -> Floats:
-    """[k]: within which all but `rate` of the other sites' rows of a cluster lie; 0 where they have none."""
+    """[k]: within which all but `rate` of the other sites' rows of a cluster lie; 0 where they have none.
+
+    Widened as if each of those rows had no part in its centroid, n / (n - 1), because the asked row has none either:
+    in many dimensions the difference is larger than the spread of the distances.
+    """
     others = {name: found for name, found in summary.distances.items() if name != site}
     if not others:
         return np.zeros(len(summary.centroids))
     rows = np.sum([found.sum(axis=1) for found in others.values()], axis=0)
-    return np.where(rows > 0, DataSummary(summary.centroids, {}, others).radius(1.0 - rate), 0.0)
+    every = np.sum(list(summary.counts.values()), axis=0)
+    wider = DataSummary(summary.centroids, {}, others).radius(1.0 - rate) * every / np.maximum(every - 1, 1)
+    return np.where(rows > 0, wider, 0.0)
 
 
 # -- a registered version ---------------------------------------------------------------------------------------
@@ -250,13 +256,13 @@ def page(task: Task, model_name: str, found: Diagnosis, errors: tuple[ShownError
     total = sum(found.causes.values())
     unseen, unreadable = found.measured
     notes = [
-        f"A row like the learned ones is called unseen, or unreadable, with a chance of {found.rate:.0%} each; on the "
-        f"rows that the model was right on it was {unseen:.0%} and {unreadable:.0%}.",
+        f"Of rows like those learned {found.rate:.0%} at most are called unseen, and as many unreadable; of the rows "
+        f"that the model was right on, the tests would have called {unseen:.0%} and {unreadable:.0%} so.",
         f"{int(found.suspects.sum())} labels of training rows are to be checked; which ones is known at their sites.",
     ]
     if len(errors) < total:
         shown = "The pictures stay at the sites" if not errors else f"{len(errors)} of {total} errors are shown here"
-        notes.append(f"{shown}; every site has a page of its own, `reports/errors-{found.version}.html` in its store.")
+        notes.append(f"{shown}; every site has its own page (reports/errors-{found.version}.html).")
     by_site = {site: answer.classes.sum(axis=1).tolist() for site, answer in found.answers.items()}
     return Page(
         title=f"{model_name} version {found.version}: where it errs, and why",

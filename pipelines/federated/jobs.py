@@ -255,6 +255,7 @@ class DiagnoseAnswer:
     labels: Counts  # [k, classes]: the site's learned rows
     truths: Counts  # [k, classes]: its evaluation rows
     suspects: Counts  # [k]: of them, those whose label is to be checked
+    cases: Counts  # [cases of the job]: the cause of each, -1 where it is no wrong answer that was looked at
     explained: int
 
 

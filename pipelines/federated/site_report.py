@@ -121,7 +121,7 @@ def write_page(
     total = int(by_class.sum())
     unseen, unreadable = measured_rates(examined.calibration, job.rate)
     notes = [
-        f"Of rows like the learned ones {job.rate:.0%} at most are called unseen, and as many unreadable; of the "
+        f"Of rows like those learned {job.rate:.0%} at most are called unseen, and as many unreadable; of the "
         f"{int(examined.calibration[0].sum())} rows that the model was right on, the tests would have called "
         f"{unseen:.0%} and {unreadable:.0%} so."
     ]

@@ -254,7 +254,7 @@ class SiteStore:
     # -- errors -----------------------------------------------------------------------------------------------
 
     def write_suspects(self, version: str, table: pd.DataFrame) -> None:
-        """Training rows whose label is to be checked: row_id, label, suggestion, chance (of the label, in [0, 1])."""
+        """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
         self._parquet("suspects", version, table)
 
     def suspects(self, version: str) -> pd.DataFrame:

@@ -44,12 +44,12 @@ def trained_on(engine: LocalEngine, snapshots: dict[str, tuple[str, ...]]) -> Pa
     return state.parameters
 
 
-def federation(root: Path, without: int | None = None) -> tuple[LocalEngine, Learned]:
-    """Three sites of 36 rows to learn from and 12 to be judged on; `without`: a class that has no label anywhere."""
+def federation(root: Path, without: int | None = None, rows: int = 36) -> tuple[LocalEngine, Learned]:
+    """Three sites of so many rows to learn from and 12 to be judged on; `without`: a class without any label."""
     sites: dict[str, Site] = {}
     train, evaluation = {}, {}
     for seed, name in enumerate(("a", "b", "c")):
-        sites[name], train[name], evaluation[name] = make_site(root, name, 36, 12, seed)
+        sites[name], train[name], evaluation[name] = make_site(root, name, rows, 12, seed)
         table = sites[name].store.labels(LABELLING)
         sites[name].store.write_labels(LABELLING, table[table["label"] != without] if without is not None else table)
     return LocalEngine(sites), Learned(train, evaluation, (LABELLING,))
@@ -96,6 +96,7 @@ def test_cases_are_diagnosed_beside_evaluation_rows_and_none_of_them_twice(tmp_p
     }
     found = diagnosed(engine, learned, cases=cases)
     assert found.causes["unreadable"] == 1
+    assert found.answers["a"].cases.tolist() == [CAUSES.index("unreadable"), -1, -1, -1]
     assert found.rows == 37, "right answers, unreadable bytes and rows that are judged anyway are no cases"
 
 
@@ -107,7 +108,7 @@ def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
         assert html.count("data:image/png") >= 3
         assert html.count('class="error unseen"') == FEW.explained
         assert "3 of 4 errors are explained" in html
-        assert set(site.store.suspects("1").columns) == {"row_id", "label", "suggestion", "chance"}
+        assert set(site.store.suspects("1").columns) == {"row_id", "label", "suggestion", "votes"}
     answers = repr(list(found.answers.values()))
     rows = engine.sites["a"].store.rows(learned.train["a"], "train")
     assert not any(row in answers for row in rows["row_id"])
@@ -115,15 +116,15 @@ def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
     assert federated.errors == ()
 
 
-def test_labels_that_were_turned_in_one_cluster_are_the_suspects(tmp_path: Path) -> None:
-    engine, learned = federation(tmp_path)
+def test_labels_that_were_turned_are_the_suspects(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path, rows=90)
     turned = {}
     for name, site in engine.sites.items():
         table = site.store.labels(LABELLING)
         hit = (table["label"] == 1) & (table.groupby("label").cumcount() % 4 == 0)
         site.store.write_labels(LABELLING, table.assign(label=np.where(hit, 0, table["label"])))
         turned[name] = set(table.loc[hit, "row_id"])
-    found = diagnose.diagnose(engine, learned, initial(1), 1, FEW, 0)
+    found = diagnose.diagnose(engine, learned, initial(1), 1, FEW.model_copy(update={"clusters": 24}), 0)
     suspected = {name: set(site.store.suspects("1")["row_id"]) for name, site in engine.sites.items()}
     caught = sum(len(suspected[name] & turned[name]) for name in turned)
     assert caught > 0.5 * sum(map(len, turned.values()))
@@ -148,7 +149,9 @@ def diagnosis_with(unseen: list[int], mislabelled: list[int], suspects: list[int
     clusters[0], clusters[1] = unseen, mislabelled
     none = np.zeros((2, 20), dtype=np.int64)
     nothing = np.zeros((len(unseen), CLASSES), dtype=np.int64)
-    answer = DiagnoseAnswer(0, clusters[:, :CLASSES], clusters, none, nothing, nothing, np.array(suspects), 0)
+    answer = DiagnoseAnswer(
+        0, clusters[:, :CLASSES], clusters, none, nothing, nothing, np.array(suspects), np.zeros(0, dtype=int), 0
+    )
     return Diagnosis(1, 0.05, np.zeros((len(unseen), 2)), {"a": answer})
 
 

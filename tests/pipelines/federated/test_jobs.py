@@ -38,8 +38,10 @@ CROSSES = {
     "AnnotateAnswer": {"histogram", "bought", "new"},
     "SpreadAnswer": {"bought", "spread", "unlabelled", "spread_correct", "spread_known"},
     "ReferenceAnswer": {"rows"},
-    # Counts of errors and of labels; the bins of the p-values and all else are fixed by the job.
-    "DiagnoseAnswer": {"rows", "classes", "clusters", "calibration", "labels", "truths", "suspects", "explained"},
+    # Counts of errors and of labels, and the causes of the cases that came with the job, which are nobody's rows here.
+    "DiagnoseAnswer": {
+        *("rows", "classes", "clusters", "calibration", "labels", "truths", "suspects", "cases", "explained"),
+    },
     "Failure": {"reason"},
 }
 CLUSTERS = 4
