@@ -43,7 +43,7 @@ VOTERS, TRUSTED_VOTERS = 10, 3
 """Learned rows of other clusters, and rows with a trusted label, that vote on what a learned row shows."""
 NEAR_SHARE = 0.95
 """A trusted row votes within the distance in which this share of learned rows has one of its own label."""
-DOUBT = 0.6
+DOUBT = 0.8
 """Votes for the truth less votes for the label, of three kinds of voters together (-3 to 3): above it, it is wrong."""
 OUT_OF_RANGE = 1.5
 """How many times the largest deviation of any learned row makes a picture unreadable."""

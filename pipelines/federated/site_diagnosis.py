@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 BINS = 20
 """Of the p-values that say whether the tests keep their rate."""
-LEARNED_MOST, ERRORS_MOST = 4000, 1000
-"""Of more learned rows or errors so many are drawn, which bounds the time: a diagnosis compares each with each."""
+ROWS_MOST, ERRORS_MOST = 4000, 1000
+"""Of more learned or judged rows, or errors, so many are drawn, which bounds the time: each is compared with each."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def examine(site: Site, job: DiagnoseJob) -> Examined:
 
 def _learned(site: Site, job: DiagnoseJob) -> tuple[Learned, Images]:
     rows = site._training(job.labellings, job.snapshots, ())
-    some = _some(len(rows.images), LEARNED_MOST, site.name)
+    some = _some(len(rows.images), ROWS_MOST, site.name)
     images, labels = rows.images[some], rows.labels.numpy()[some]
     features = _features(site, images, job)
     accepted, _ = site._images(job.snapshots, "train")
     columns = accepted.reindex(columns=list(QUALITY_COLUMNS)).to_numpy(dtype=np.float64)
-    columns = columns[_some(len(columns), LEARNED_MOST, site.name)]
+    columns = columns[_some(len(columns), ROWS_MOST, site.name)]
     return Learned(features, labels, columns, _clusters(features, job)), images
 
 
@@ -164,9 +164,10 @@ def _trusted(site: Site, job: DiagnoseJob) -> tuple[Trusted, Images]:
     """The evaluation rows whose truth is known."""
     rows, images = site._images(job.evaluation, "evaluation")
     truth = site.store.truth(rows["row_id"])
-    known = truth.notna().to_numpy(dtype=bool)
+    known = np.flatnonzero(truth.notna().to_numpy(dtype=bool))
+    known = known[_some(len(known), ROWS_MOST, site.name)]
     images = images[known]
-    return Trusted(_features(site, images, job), truth[known].to_numpy(dtype=np.int64)), images
+    return Trusted(_features(site, images, job), truth.iloc[known].to_numpy(dtype=np.int64)), images
 
 
 def _some(count: int, most: int, name: str) -> Counts:
