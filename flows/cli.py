@@ -157,6 +157,37 @@ def evaluate(task: TaskName = "digits") -> None:
 
 
 @app.command()
+def diagnose(
+    task: Annotated[
+        str, typer.Argument(help="digits, retina, pneumonia, your own, or a fleet's table: heart, keyboard")
+    ] = "digits",
+    version: Annotated[int, typer.Option(help="the version; 0: the champion, else the challenger")] = 0,
+) -> None:
+    """Why does a version err? Counts by cause, and reports with pictures: one at every site, one for the federation.
+
+    Of a fleet's task, the model that it trains by its recipe, with SHAP values instead of heat maps.
+    """
+    from flows.console import CONSOLE, tell_progress
+    from flows.overview import diagnosis_table
+    from models.fleet_task import BUILT_IN
+    from pipelines.diagnose import diagnose_version
+
+    if task in BUILT_IN:
+        from pipelines.diagnose_table import diagnose_fleet
+        from pipelines.settings import DiagnosisSettings
+
+        tell_progress()
+        page, path = diagnose_fleet(task, Path(os.environ.get("FEDLOOP_HOME", ".fedloop")), DiagnosisSettings())
+        typer.echo(f"{sum(page.causes.values())} errors in {page.rows} rows: {page.causes}\nreport: {path}")
+        return
+    settings = _settings(task)
+    found, path = diagnose_version(settings, version)
+    CONSOLE.print(diagnosis_table(found))
+    sites = settings.folder / "sites" / "*" / "reports" / path.name
+    typer.echo(f"report: {path}\nat the sites: {sites}")
+
+
+@app.command()
 def promote(
     task: TaskName = "digits",
     version: Annotated[int, typer.Option(help="the version; 0: the one with the alias challenger")] = 0,

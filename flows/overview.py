@@ -13,7 +13,9 @@ from models.errors import Missing
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
-from pipelines.evaluate import Evaluation
+from pipelines.diagnose import Diagnosis, errors_told
+from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
 from pipelines.settings import Settings
 
@@ -69,6 +71,19 @@ def evaluation_table(found: Evaluation) -> Table:
     return shown
 
 
+def diagnosis_table(found: Diagnosis) -> Table:
+    """Errors by cause, at every site and in all, with what each cause calls for."""
+    shown = Table(title=f"version {found.version}: {found.sentence}", title_justify="left")
+    shown.add_column("cause")
+    for column in (*found.answers, "all"):
+        shown.add_column(column, justify="right")
+    shown.add_column("next")
+    for place, (cause, total) in enumerate(found.causes.items()):
+        by_site = (str(int(answer.classes[place].sum()) or "") for answer in found.answers.values())
+        shown.add_row(cause, *by_site, str(total), NEXT_STEP[cause])
+    return shown
+
+
 def last_rehearsal(settings: Settings) -> Table:
     """The table of the last rehearsal.
 
@@ -82,4 +97,8 @@ def last_rehearsal(settings: Settings) -> Table:
     values = json.loads(path.read_text())
     for metric in ("accuracy", "auc"):
         values[metric] = {name: float("nan") if v is None else v for name, v in values[metric].items()}
-    return table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    shown = table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    rehearsed = settings.model_copy(update={"stage": "rehearsal"})
+    if why := errors_told(rehearsed, int(values["registry"]["champion"])):
+        shown.add_row("errors", why)
+    return shown

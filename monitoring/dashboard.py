@@ -60,12 +60,15 @@ class Dashboard:
     def snapshots(self) -> Path:
         return self.workspace / str(self.project) / "snapshots"
 
-    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str]) -> None:
-        """The project with its panels; written where it is missing, or other than it should be."""
+    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str], errors: str = "") -> None:
+        """The project with its panels; written where it is missing, or other than it should be.
+
+        errors: why the model errs and where to read more, for a panel of its own; empty: none.
+        """
         from evidently.sdk.models import ProjectModel
 
         project = ProjectModel(id=self.project, name=self.model_name, description=title)
-        panels = _panels(self.model_name, list(sites)[:_SERIES], list(classes))
+        panels = _panels(self.model_name, list(sites)[:_SERIES], list(classes), errors)
         home = self.workspace / str(self.project)
         # `listdir` of the UI fails on a project without this folder.
         self.snapshots.mkdir(parents=True, exist_ok=True)
@@ -223,7 +226,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str], errors: str) -> dict[str, Any]:
     """The panels as Evidently stores them; ids follow from titles, so the same panels are the same file."""
     from evidently.sdk.models import DashboardModel, DashboardPanelPlot, DashboardTabModel, PanelMetric
     from evidently.sdk.panels import bar_plot_panel, counter_panel, line_plot_panel, text_panel
@@ -271,6 +274,8 @@ def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str]) -> di
     half(line_plot_panel, "How often is it right? (from delayed labels, and estimated before they come)", scores)
     own = lines("accuracy", sites, PERFORMANCE)
     half(line_plot_panel, "How often is it right at each site? (from delayed labels)", own)
+    if errors:
+        panels.insert(1, text_panel(title="Why does the model err?", description=errors))
     for panel in panels:
         panel.id = uuid.uuid5(uuid.NAMESPACE_URL, f"{model_name}/{panel.title}")
     tab = DashboardTabModel(

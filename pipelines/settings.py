@@ -77,6 +77,15 @@ class GateSettings(BaseModel):
     site_minimum_rows: int = Field(20, ge=1, description="sites with fewer rows cannot veto")
 
 
+class DiagnosisSettings(BaseModel):
+    """Looking for the causes of a version's errors."""
+
+    rate: float = Field(0.05, gt=0, lt=0.5, description="of rows like the learned ones, how many may be called unseen")
+    clusters: int = Field(60, ge=1, description="federated clusters that say what other sites have seen")
+    explained: int = Field(24, ge=0, description="errors at most that a site explains one by one")
+    pictures: bool = Field(False, description="live: the federation's report may show pictures, all sites being ours")
+
+
 class PortSettings(BaseModel):
     prefect: int = 4200
     mlflow: int = 5000
@@ -110,6 +119,7 @@ class Settings(BaseSettings):
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
+    diagnosis: DiagnosisSettings = DiagnosisSettings()
     drift: DriftPolicy = DriftPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
     retrain: RetrainSettings = RetrainSettings()

@@ -74,6 +74,13 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
         return str(found.experiment_id)  # another process was quicker
 
 
+def artifact_url(settings: Settings, run_id: str, path: str) -> str:
+    """Where MLflow's pages show a file of a run."""
+    with connection(settings) as client:
+        experiment = experiment_id(client, settings)
+    return f"{settings.url('mlflow')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{path}"
+
+
 class Run:
     """One MLflow run, the same one whenever it is started under the same key."""
 

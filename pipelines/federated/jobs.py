@@ -130,7 +130,47 @@ class ReferenceJob:
     version: str
 
 
-Job = TrainJob | EvaluateJob | DescribeJob | ClusterJob | AssignJob | AnnotateJob | SpreadJob | ReferenceJob
+@dataclass(frozen=True)
+class Case:
+    """A wrong answer that somebody has labelled: its picture, the true class, and what was answered how surely.
+
+    source: where it comes from, as the report names it.
+    """
+
+    png: bytes
+    label: int
+    prediction: int
+    confidence: float
+    source: str = "traffic"
+
+
+@dataclass(frozen=True)
+class DiagnoseJob:
+    """Why does the model err at this site, on its evaluation rows and on the cases that are sent along?
+
+    labels, truths: of all sites' learned rows and of their evaluation rows, how many of each cluster are of which
+    class; None asks for the site's own such counts and for nothing else. radii[k]: within it lies what counts as one of
+    the other sites' rows of cluster k. rate: of rows like the learned ones, the share that may be called unseen or
+    unreadable. explained: errors at most that the page at the site explains one by one.
+    """
+
+    version: str
+    labellings: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    parameters: Parameters
+    centroids: Floats  # [k, d]
+    radii: Floats  # [k]
+    rate: float
+    labels: Counts | None = None  # [k, classes]
+    truths: Counts | None = None  # [k, classes]
+    explained: int = 0
+    cases: tuple[Case, ...] = ()
+
+
+Job = (
+    TrainJob | EvaluateJob | DescribeJob | ClusterJob | AssignJob | AnnotateJob | SpreadJob | ReferenceJob | DiagnoseJob
+)
 
 # -- answers ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +245,21 @@ class ReferenceAnswer:
 
 
 @dataclass(frozen=True)
+class DiagnoseAnswer:
+    """Counts of errors by cause, in the order of `causes.CAUSES`; rows, pictures and row ids stay at the site."""
+
+    rows: int  # that were judged, cases included
+    classes: Counts  # [4, classes]: by true class
+    clusters: Counts  # [4, k]: by nearest cluster
+    calibration: Counts  # [2, bins]: p-values (unseen, unreadable) of rows the model was right on, from 0 to 1
+    labels: Counts  # [k, classes]: the site's learned rows
+    truths: Counts  # [k, classes]: its evaluation rows
+    suspects: Counts  # [k]: of them, those whose label is to be checked
+    cases: Counts  # [cases of the job]: the cause of each, -1 where it is no wrong answer that was looked at
+    explained: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A site that could not answer; the round goes on without it."""
 
@@ -220,4 +275,5 @@ Answer = (
     | AnnotateAnswer
     | SpreadAnswer
     | ReferenceAnswer
+    | DiagnoseAnswer
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
 from pipelines.federated.rules import Seats
 from pipelines.federated.scoring import class_probabilities, replicate_weights, score_model, slice_counts
+from pipelines.federated.site_diagnosis import diagnose
 from pipelines.federated.stages import memory_names
 from pipelines.federated.steps import Steps
 from pipelines.federated.store import SiteStore, stack_images
@@ -82,6 +83,7 @@ class Site:
             jobs.AnnotateJob: self.annotate,
             jobs.SpreadJob: self.spread,
             jobs.ReferenceJob: self.write_reference,
+            jobs.DiagnoseJob: partial(diagnose, self),
         }
 
     def answer(self, job: Job) -> Answer | Failure:

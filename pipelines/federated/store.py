@@ -8,6 +8,8 @@ Layout under `<folder>/sites/<site>/`:
                                         And the annotations: every label ever paid for; a row is paid for once
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
+    reports/errors-<version>.html, .json  where a version errs here and why, with pictures
+    suspects/<version>.parquet          training rows whose label is to be checked: row, label, suggestion
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
 
@@ -248,6 +250,22 @@ class SiteStore:
         if not path.is_file():
             raise Missing(f"site {self.site} has no reference for version {version} (looked for {path})")
         return pd.read_parquet(path)
+
+    # -- errors -----------------------------------------------------------------------------------------------
+
+    def write_suspects(self, version: str, table: pd.DataFrame) -> None:
+        """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
+        self._parquet("suspects", version, table)
+
+    def suspects(self, version: str) -> pd.DataFrame:
+        path = self.root / "suspects" / f"{version}.parquet"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no diagnosis of version {version}; run `fedloop diagnose` first")
+        return pd.read_parquet(path)
+
+    def report(self, version: str, kind: str = "html") -> Path:
+        """Where the page on a version's errors lies, or (`json`) what it shows as data."""
+        return self.root / "reports" / f"errors-{version}.{kind}"
 
     def _parquet(self, kind: str, name: str, table: pd.DataFrame) -> Path:
         path = self.root / kind / f"{name}.parquet"

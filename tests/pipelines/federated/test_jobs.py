@@ -7,6 +7,7 @@ import pickle
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_sites import LABELLING, TINY, initial, make_site
+from tiny_sites import CLASSES, LABELLING, TINY, initial, make_site, pictures
 
 from models.embedding import normalised_pixels
-from models.images import to_tensor
+from models.images import encode_png, to_tensor
 from pipelines.federated import jobs
 from pipelines.federated.layout import Layout
 from pipelines.federated.scaffold import SCAFFOLD
@@ -37,6 +38,10 @@ CROSSES = {
     "AnnotateAnswer": {"histogram", "bought", "new"},
     "SpreadAnswer": {"bought", "spread", "unlabelled", "spread_correct", "spread_known"},
     "ReferenceAnswer": {"rows"},
+    # Counts of errors and of labels, and the causes of the cases that came with the job, which are nobody's rows here.
+    "DiagnoseAnswer": {
+        *("rows", "classes", "clusters", "calibration", "labels", "truths", "suspects", "cases", "explained"),
+    },
     "Failure": {"reason"},
 }
 CLUSTERS = 4
@@ -75,6 +80,7 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
     near, quota = np.full(clusters, 2.0), np.full(clusters, 2, dtype=np.int64)
     # A rule that keeps something at the site, has something sent along and sends more than the update.
     size = Layout.of(initial()).size
+    counts = np.ones((clusters, CLASSES), dtype=np.int64)
     clip, corrected = (ClipByNorm(1.0),), {"rule": SCAFFOLD, "run": "r", "shared": torch.ones(size)}
     return [
         jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip),
@@ -86,7 +92,19 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.AnnotateJob(train, centroids, near, quota, 0),
         jobs.SpreadJob("another", train, centroids, near, np.zeros(clusters, dtype=np.int64), 0.5),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
+        diagnose_job(train, evaluation, centroids, near),
+        replace(diagnose_job(train, evaluation, centroids, near), labels=counts, truths=counts),
     ]
+
+
+def diagnose_job(
+    train: tuple[str, ...], evaluation: tuple[str, ...], centroids: NDArray[np.float64], radii: NDArray[np.float64]
+) -> jobs.DiagnoseJob:
+    """With a wrong answer of live traffic sent along."""
+    case = jobs.Case(encode_png(pictures(np.zeros(1, dtype=np.int64), 9)[0]), 0, 1, 0.9)
+    return jobs.DiagnoseJob(
+        "1", (LABELLING,), train, evaluation, initial(), centroids, radii, 0.05, explained=2, cases=(case,)
+    )
 
 
 def shape_of(value: Any) -> Any:
