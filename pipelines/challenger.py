@@ -147,7 +147,8 @@ def _summary_file(settings: Settings, material: Material, trained: Trained) -> P
     if path.is_file():
         return path
     newest = {site: own for site, own in (material.new or material.train).items() if own}
-    return summarize(embedded_engine(settings), newest, SUMMARY_CLUSTERS, 5, settings.seed).save(path)
+    engine = embedded_engine(settings)
+    return summarize(engine, newest, SUMMARY_CLUSTERS, 5, settings.seed, directions=0).save(path)
 
 
 def _report_figures(found: Evaluation) -> dict[str, float]:

@@ -49,6 +49,8 @@ class Labelled:
     accuracy: float
     coverage: float
     agreeing: float
+    sites_off: int = 0
+    suspects: int = 0
     reused: bool = False
 
 
@@ -77,22 +79,24 @@ def buy_labels(settings: Settings, material: Material, adapted: Trained | None =
     key = digest("label", material.new, settings.labels.model_dump(), settings.seed, adapted.key if adapted else "")
 
     def compute() -> dict[str, Any]:
-        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder)
+        before = {s: tuple(i for i in own if i not in material.new.get(s, ())) for s, own in material.train.items()}
+        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder, before)
         return {"id": made.id} | _figures(made)
 
     values, reused = once(settings.folder, "label", key, compute)
     done = Labelled(**(values | {"reused": reused}))
     LOG.info(
-        "label: %d of %d rows bought (%.1f%%, %d of them anew), spread to %d more: %.1f%% right, %.0f%% covered%s",
+        "label: %d of %d rows bought (%.1f%%, %d of them anew), spread to %d more: %.1f%% right, %.0f%% covered%s%s",
         *(done.bought, done.rows, 100 * done.bought / done.rows, 0 if reused else done.newly_bought),
         *(done.spread, 100 * done.accuracy, 100 * done.coverage),
+        f", not at {done.sites_off} sites, whose check failed" if done.sites_off else "",
         " (reused: same rows, same budget)" if reused else "",
     )
     return done
 
 
 def _figures(made: Labelling) -> dict[str, Any]:
-    names = ("rows", "bought", "newly_bought", "spread", "accuracy", "coverage", "agreeing")
+    names = ("rows", "bought", "newly_bought", "spread", "accuracy", "coverage", "agreeing", "sites_off", "suspects")
     return {name: getattr(made, name) for name in names}
 
 
