@@ -102,6 +102,7 @@ class AnnotateJob:
     quota: Counts
     seed: int
     encoder: Parameters | None = None
+    wants: int = 1  # people that must agree on a row's label
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,8 @@ class AssignAnswer:
 class AnnotateAnswer:
     histogram: Counts  # [k, classes] of the labels bought
     bought: int
-    new: int  # of these, not paid for before
+    new: int  # of these, not paid for before this answer
+    pending: int  # rows that were asked for and that nobody has labelled yet
 
 
 @dataclass(frozen=True)

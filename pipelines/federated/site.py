@@ -28,6 +28,7 @@ from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Paramet
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
+from pipelines.federated.queue import Wanted, hand_over, rows_near
 from pipelines.federated.rules import Seats
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
 from pipelines.federated.stages import memory_names
@@ -259,15 +260,15 @@ class Site:
             take = min(int(job.quota[cluster]), len(members))
             chosen.extend(int(i) for i in rng.choice(members, size=take, replace=False))
         row_ids = [str(rows["row_id"].iloc[i]) for i in chosen]
-        known = self.store.annotations()
-        asked = [row for row in row_ids if row not in known]
-        new = self.store.annotate(self.annotator.label(self.store, asked), self.annotator.name)
+        wanted = [Wanted(row, int(nearest[i]), "typical", job.wants) for i, row in zip(chosen, row_ids, strict=True)]
+        middle = rows_near(rows["row_id"].tolist(), nearest, distance, {each.cluster for each in wanted})
+        new, pending = hand_over(self.store, self.annotator, wanted, rows.set_index("row_id")["png"], middle)
         labels = self.store.annotations()
         histogram = np.zeros((len(job.centroids), len(self.task.classes)), dtype=np.int64)
         for i, row in zip(chosen, row_ids, strict=True):
             if row in labels:
                 histogram[nearest[i], labels[row]] += 1
-        return jobs.AnnotateAnswer(histogram, int(histogram.sum()), new)
+        return jobs.AnnotateAnswer(histogram, int(histogram.sum()), new, pending)
 
     def spread(self, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
         rows, features = self._embedded(job.snapshots, job.encoder)

@@ -39,7 +39,7 @@ _ARCHIVE = sa.Table(
     sa.Column("row_id", sa.String(32), primary_key=True),
     sa.Column("label", sa.Integer, nullable=False),
 )
-_ANNOTATIONS = sa.Table(
+ANNOTATIONS = sa.Table(
     "annotations",
     _SCHEMA,
     sa.Column("row_id", sa.String(32), primary_key=True),
@@ -167,7 +167,7 @@ class SiteStore:
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
         with self._database().begin() as connection:
-            return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
+            return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
 
     def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
         """Keep bought labels; returns how many were new. A row that has a label keeps it."""
@@ -179,7 +179,7 @@ class SiteStore:
         ]
         if new:
             with self._database().begin() as connection:
-                connection.execute(sa.insert(_ANNOTATIONS), new)
+                connection.execute(sa.insert(ANNOTATIONS), new)
         return len(new)
 
     def _database(self) -> sa.Engine:

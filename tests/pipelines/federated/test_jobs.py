@@ -34,7 +34,7 @@ CROSSES = {
     "DescribeAnswer": {"rows", "histograms"},
     "ClusterAnswer": {"centroids", "counts"},
     "AssignAnswer": {"sums", "counts", "distances"},
-    "AnnotateAnswer": {"histogram", "bought", "new"},
+    "AnnotateAnswer": {"histogram", "bought", "new", "pending"},
     "SpreadAnswer": {"bought", "spread", "unlabelled", "spread_correct", "spread_known"},
     "ReferenceAnswer": {"rows"},
     "Failure": {"reason"},
