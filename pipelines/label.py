@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.annotating import annotated
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.files import digest
-from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, Parameters, SpreadAnswer, SpreadJob
+from pipelines.federated.jobs import AnnotateJob, Counts, Parameters, SpreadAnswer, SpreadJob
 from pipelines.settings import LabelSettings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 
@@ -27,6 +28,7 @@ class Labelling:
     rows: int
     bought: int
     newly_bought: int
+    pending: int  # rows that were to be bought and have no label yet
     spread: int
     accuracy: float
     coverage: float  # share of all rows that have a label, bought or spread
@@ -51,14 +53,12 @@ def label(
     near = summary.radius(settings.near_quantile)
     quota = share_out(summary.within(near), budget, settings.per_cluster, seed)
     sites = list(quota)
-    annotated = ask_all(
-        engine,
-        {s: AnnotateJob(snapshots[s], summary.centroids, near, quota[s], seed, encoder) for s in sites},
-        AnnotateAnswer,
-    )
-    histogram = np.sum([answer.histogram for answer in annotated.values()], axis=0)
-    agreed = agreed_labels(histogram)
-    name = digest(summary.id, settings.model_dump(), budget, seed, histogram.tolist())
+    people = settings.annotator == "desk"
+    wants = settings.opinions if people else 1
+    ask = {s: AnnotateJob(snapshots[s], summary.centroids, near, quota[s], seed, encoder, wants) for s in sites}
+    said = annotated(engine, ask, settings.patience_s if people else 0.0)
+    agreed = agreed_labels(said.histogram)
+    name = digest(summary.id, settings.inputs(), budget, seed, said.histogram.tolist())
     reach = summary.radius(settings.spread_quantile)
     spread_jobs = {
         site: SpreadJob(name, snapshots[site], summary.centroids, reach, agreed, settings.spread_weight, encoder)
@@ -68,13 +68,14 @@ def label(
     known = sum(answer.spread_known for answer in spread.values())
     correct = sum(answer.spread_correct for answer in spread.values())
     reached = sum(answer.spread for answer in spread.values())
-    bought = int(histogram.sum())
+    bought = int(said.histogram.sum())
     return Labelling(
         id=name,
         summary=summary,
         rows=rows,
         bought=bought,
-        newly_bought=sum(answer.new for answer in annotated.values()),
+        newly_bought=said.new,
+        pending=said.pending,
         spread=reached,
         accuracy=correct / known if known else float("nan"),
         coverage=(bought + reached) / rows,

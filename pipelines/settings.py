@@ -45,6 +45,13 @@ class LabelSettings(BaseModel):
     spread_quantile: float = Field(0.75, ge=0, le=1, description="labels spread to this nearest share")
     spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a spread label in training")
     lloyd_rounds: int = Field(15, ge=0, description="federated k-means iterations after the merge")
+    annotator: Literal["oracle", "desk"] = Field("oracle", description="the archive's truth, or people at /desk")
+    opinions: int = Field(1, ge=1, le=2, description="people at the desk that must agree on a row")
+    patience_s: float = Field(8 * 3600.0, ge=0, description="how long a run waits for the desk")
+
+    def inputs(self) -> dict[str, Any]:
+        """The values that decide what is bought: how long one waits for it is none of them."""
+        return self.model_dump(exclude={"patience_s"})
 
 
 class TrainingSettings(BaseModel):
