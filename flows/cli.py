@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import desk
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -253,6 +254,10 @@ def report(task: TaskName = "digits") -> None:
 
     settings = _settings(task)
     CONSOLE.print(last_rehearsal(settings))
+
+
+app.command("desk-token")(desk.token)
+app.add_typer(desk.labels, name="labels")
 
 
 if __name__ == "__main__":

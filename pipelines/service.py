@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from models.errors import FedloopError
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
 from pipelines import serving_wire as wire
+from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
 from pipelines.serving_door import Door
 from pipelines.serving_metrics import Metrics
@@ -67,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Door, types=TYPES, on_answer=metrics.answered)
     _speak_with_one_voice(app)
+    app.include_router(desk.create_router(settings))
 
     def answer(row: Prediction) -> dict[str, Any]:
         return {
