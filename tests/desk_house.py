@@ -26,6 +26,7 @@ class House:
     """rows: what is to be labelled, cluster after cluster. tokens: by person."""
 
     settings: Settings
+    site: str
     store: SiteStore
     database: sa.Engine
     rows: list[str]
@@ -40,10 +41,14 @@ def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).integers(0, 256, size=(count, 8, 8, 1), dtype=np.uint8))
 
 
-def desk_house(folder: Path, empty_registry: Path, clusters: int, each: int, wants: int = 1) -> House:
+def desk_house(folder: Path, empty_registry: Path, clusters: int, each: int) -> House:
+    """A house with one site."""
+    return add_site(settings_in(folder, empty_registry), SITE, clusters, each)
+
+
+def add_site(settings: Settings, site: str, clusters: int, each: int, wants: int = 1) -> House:
     """A site whose queue wants `each` rows of every cluster; four more of each are its neighbours."""
-    settings = settings_in(folder, empty_registry)
-    store = SiteStore(settings.folder / "sites" / SITE)
+    store = SiteStore(settings.folder / "sites" / site)
     images = pictures(clusters * (each + 4))
     source = Rows(images, [i % 10 for i in range(len(images))])
     ingest(store, settings.task, source, "train", "test")
@@ -54,4 +59,4 @@ def desk_house(folder: Path, empty_registry: Path, clusters: int, each: int, wan
     database = open_database(store.root)
     enqueue(database, wanted, pngs, {k: group[each:] for k, group in enumerate(groups)})
     tokens = {who: make_token(database, who) for who in ("anna", "ben", "cem")}
-    return House(settings, store, database, [w.row_id for w in wanted], tokens)
+    return House(settings, site, store, database, [w.row_id for w in wanted], tokens)

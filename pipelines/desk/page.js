@@ -102,7 +102,7 @@ function image(row, alt) {
   return made;
 }
 
-function show(answer) {
+function show(answer, news = "") {
   showProgress(answer.progress);
   sheet = answer.sheet;
   labels = new Map();
@@ -139,9 +139,11 @@ function show(answer) {
   paint();
   tiles[0].focus({preventScroll: true});
   window.scrollTo(0, 0);
-  next = fetchSheet([...sheet.items.map((each) => each.item), ...skipped]);
+  // After the votes that are under way: before them, the service would hand out again what was just labelled.
+  const beside = [...sheet.items.map((each) => each.item), ...skipped];
+  next = chain.then(() => fetchSheet(beside));
   next.catch(() => {});
-  chain.then(() => say(`${$("title").textContent}. ${$("progress").textContent} done.`));
+  say(`${news}${$("title").textContent}. ${$("progress").textContent} done.`);
 }
 
 function showEmpty(p) {
@@ -256,6 +258,7 @@ function undo() {
     showProgress(answer.progress);
     if (!answer.items.length) return say("There is nothing to undo.");
     skipped = skipped.filter((item) => !answer.items.includes(item));
+    const news = `Undone: ${answer.items.length} ${answer.items.length === 1 ? "label" : "labels"}. `;
     const here = sheet ? sheet.items.map((each) => each.item) : [];
     if (answer.items.every((item) => here.includes(item))) {
       for (const item of answer.items) labels.delete(item);
@@ -263,9 +266,10 @@ function undo() {
       cursor = Math.min(...selected);
       paint();
       tiles[cursor].focus();
+      say(news);
     } else {
       const back = await fetchSheet([], answer.items[0]);
-      show(back);
+      show(back, news);
       const places = [...tiles.keys()].filter((place) => answer.items.includes(sheet.items[place].item));
       if (places.length) {
         selected = new Set(places);
@@ -274,7 +278,6 @@ function undo() {
         tiles[cursor].focus();
       }
     }
-    say(`Undone: ${answer.items.length} ${answer.items.length === 1 ? "label" : "labels"}.`);
   });
 }
 
