@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import cases
+from flows import cases, desk
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -294,6 +294,10 @@ def report(task: TaskName = "digits") -> None:
 
     settings = _settings(task)
     CONSOLE.print(last_rehearsal(settings))
+
+
+app.command("desk-token")(desk.token)
+app.add_typer(desk.labels, name="labels")
 
 
 if __name__ == "__main__":

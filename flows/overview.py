@@ -14,7 +14,7 @@ from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
 from pipelines.diagnose import Diagnosis, errors_told
-from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.evaluate import Evaluation
 from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
 from pipelines.settings import Settings

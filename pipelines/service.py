@@ -26,6 +26,7 @@ from models.errors import FedloopError
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
 from pipelines import serving_cases
 from pipelines import serving_wire as wire
+from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
 from pipelines.serving_door import Door
 from pipelines.serving_metrics import Metrics
@@ -69,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Door, types=TYPES, on_answer=metrics.answered)
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
+    app.include_router(desk.create_router(settings))
 
     def answer(row: Prediction) -> dict[str, Any]:
         return {

@@ -49,6 +49,13 @@ class LabelSettings(BaseModel):
     spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a sure spread label in training")
     spread_confidence: float = Field(0.6, ge=0, le=1, description="a spread label is at least so sure")
     spread_check: float = Field(0.6, ge=0, le=1, description="share of held-out labels it must get right at a site")
+    annotator: Literal["oracle", "desk"] = Field("oracle", description="the archive's truth, or people at /desk")
+    opinions: int = Field(1, ge=1, le=2, description="people at the desk that must agree on a row")
+    patience_s: float = Field(8 * 3600.0, ge=0, description="how long a run waits for the desk")
+
+    def inputs(self) -> dict[str, Any]:
+        """The values that decide what is bought: how long one waits for it is none of them."""
+        return self.model_dump(exclude={"patience_s"})
 
 
 class TrainingSettings(BaseModel):

@@ -118,10 +118,10 @@ class Run:
         with connection(self.settings) as client:
             client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
-    def artifact(self, path: Path) -> None:
-        """Keep a file with the run (an earlier one of the same name is replaced)."""
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the run, in a folder there (an earlier one of the same name is replaced)."""
         with connection(self.settings) as client:
-            client.log_artifact(self.run_id, str(path))
+            client.log_artifact(self.run_id, str(path), folder)
 
     def end(self) -> None:
         with connection(self.settings) as client:

@@ -30,6 +30,10 @@ MINIMUM_ROWS = 2
 """Rows that a sum of embeddings is made of at least: the mean of one row is that row, and with it its image."""
 
 
+DISTANCE_RANGE = 3.0
+"""Distances between embeddings of one or two parts of length 1 lie below this."""
+
+
 # -- jobs -------------------------------------------------------------------------------------------------------
 
 
@@ -97,10 +101,14 @@ class ProjectJob:
 
 @dataclass(frozen=True)
 class AssignJob:
-    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration."""
+    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration.
+
+    bins: of a histogram of the distances between 0 and DISTANCE_RANGE; 0 asks for none.
+    """
 
     space: str
     centroids: Halves
+    bins: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class AnnotateJob:
     known: Halves
     radius: Singles
     parameters: Parameters | None = None
+    wants: int = 1  # people that must agree on a row's label
 
 
 @dataclass(frozen=True)
@@ -262,6 +271,7 @@ class AssignAnswer:
     counts: Counts  # [k]
     squares: Singles  # [k]: mean squared distance to the centroid
     closest: Singles  # [k]: mean distance of the MINIMUM_ROWS nearest rows
+    distances: Counts  # [k, bins]: histogram of the distance to the centroid
 
 
 @dataclass(frozen=True)
@@ -269,6 +279,7 @@ class AnnotateAnswer:
     histogram: Counts  # [k, classes] of the labels ever bought of these rows
     bought: int  # of the quota
     new: int  # of these, not paid for before
+    pending: int  # rows that were asked for and that nobody has labelled yet
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.draws import draw_seed, seeds_of
 from models.embedding import nearest_centroid
 from models.errors import FedloopError
-from models.images import Images, to_tensor
+from models.images import Images
 from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
 from models.task import Task

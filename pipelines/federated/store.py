@@ -9,7 +9,7 @@ Layout under `<folder>/sites/<site>/`:
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
     reports/errors-<version>.html, .json  where a version errs here and why, with pictures
-    suspects/<version>.parquet          training rows whose label is to be checked: row, label, suggestion
+    doubted/<version>.parquet           training rows whose label is to be checked: row, label, suggestion
     spaces/<name>.npz                   embedded rows of the last clusterings: row ids and features
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
@@ -44,7 +44,7 @@ _ARCHIVE = sa.Table(
     sa.Column("row_id", sa.String(32), primary_key=True),
     sa.Column("label", sa.Integer, nullable=False),
 )
-_ANNOTATIONS = sa.Table(
+ANNOTATIONS = sa.Table(
     "annotations",
     _SCHEMA,
     sa.Column("row_id", sa.String(32), primary_key=True),
@@ -182,7 +182,7 @@ class SiteStore:
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
         with self._database().begin() as connection:
-            return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
+            return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
 
     def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
         """Keep bought labels; returns how many were new. A row that has a label keeps it."""
@@ -194,7 +194,7 @@ class SiteStore:
         ]
         if new:
             with self._database().begin() as connection:
-                connection.execute(sa.insert(_ANNOTATIONS), new)
+                connection.execute(sa.insert(ANNOTATIONS), new)
         return len(new)
 
     def suspect(self, labels: Mapping[str, int]) -> None:
@@ -302,12 +302,12 @@ class SiteStore:
 
     # -- errors -----------------------------------------------------------------------------------------------
 
-    def write_suspects(self, version: str, table: pd.DataFrame) -> None:
+    def write_doubted(self, version: str, table: pd.DataFrame) -> None:
         """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
-        self._parquet("suspects", version, table)
+        self._parquet("doubted", version, table)
 
-    def suspects(self, version: str) -> pd.DataFrame:
-        path = self.root / "suspects" / f"{version}.parquet"
+    def doubted(self, version: str) -> pd.DataFrame:
+        path = self.root / "doubted" / f"{version}.parquet"
         if not path.is_file():
             raise Missing(f"site {self.site} has no diagnosis of version {version}; run `fedloop diagnose` first")
         return pd.read_parquet(path)

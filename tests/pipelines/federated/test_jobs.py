@@ -35,8 +35,8 @@ CROSSES = {
     "DescribeAnswer": {"rows", "histograms"},
     "ClusterAnswer": {"centroids", "counts"},
     "ProjectAnswer": {"rows"},
-    "AssignAnswer": {"means", "counts", "squares", "closest"},
-    "AnnotateAnswer": {"histogram", "bought", "new"},
+    "AssignAnswer": {"means", "counts", "squares", "closest", "distances"},
+    "AnnotateAnswer": {"histogram", "bought", "new", "pending"},
     "SpreadAnswer": {
         *("bought", "spread", "unlabelled", "spread_correct", "spread_known"),
         *("checked", "check_correct", "off", "suspects"),
@@ -94,12 +94,16 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.DescribeJob(train, "train"),
         jobs.ClusterJob("space", train, clusters, 0),
         jobs.ProjectJob("space", "plane", np.eye(64, 2, dtype=np.float16)),
-        jobs.AssignJob("space", centroids),
+        jobs.AssignJob("space", centroids, 8),
         jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
         jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
-        diagnose_job(train, evaluation, centroids, near),
-        replace(diagnose_job(train, evaluation, centroids, near), labels=counts, truths=counts),
+        diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+        replace(
+            diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+            labels=counts,
+            truths=counts,
+        ),
     ]
 
 
