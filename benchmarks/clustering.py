@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
+from weighed import Weighed
 
 from models.embedding import nearest_centroid
-from pipelines.federated.engines.weighed import Weighed
 from pipelines.federated.files import write_atomically
 from pipelines.summarize import summarize
 

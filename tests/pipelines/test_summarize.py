@@ -15,11 +15,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import normalized_mutual_info_score
 from tiny_sites import TINY, make_engine
 
+from benchmarks.weighed import Weighed
 from models.embedding import nearest_centroid, normalised_pixels
 from models.errors import BadInput
 from models.images import Images
 from pipelines.federated.engines.local import LocalEngine
-from pipelines.federated.engines.weighed import Weighed
 from pipelines.federated.jobs import MINIMUM_ROWS
 from pipelines.federated.site import Site
 from pipelines.federated.store import stack_images
