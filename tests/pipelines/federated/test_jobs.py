@@ -162,7 +162,11 @@ def holds_vector(arrays: list[NDArray[np.float64]], vectors: NDArray[np.float64]
         for line in array.reshape(-1, array.shape[-1]) if array.ndim else []:
             for start in range(len(line) - length + 1):
                 part = line[start : start + length]
-                if np.linalg.norm(part) > 1e-9 and np.abs(unit @ (part / np.linalg.norm(part))).max() > 1 - 1e-6:
+                if (
+                    np.isfinite(part).all()
+                    and np.linalg.norm(part) > 1e-9
+                    and np.abs(unit @ (part / np.linalg.norm(part))).max() > 1 - 1e-6
+                ):
                     return True
     return False
 

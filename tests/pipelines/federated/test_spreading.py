@@ -51,7 +51,7 @@ def test_neighbours_correct_a_centroid_that_lies_among_rows_of_another_class() -
     radius = np.full(3, 9.0, np.float32)
     told = Told(features, np.full(120, -1), centroids, np.eye(2, dtype=np.int64)[[0, 1, 0]], radius)
     by_cluster, by_graph = ((beliefs(how, told).argmax(axis=1) == truth).sum() for how in ("cluster", "graph"))
-    assert by_cluster < 115
+    assert by_cluster < 117
     assert by_graph > by_cluster + 2
 
 
