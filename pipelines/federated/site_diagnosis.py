@@ -227,8 +227,8 @@ def _counted(shape: tuple[int, ...], *places: Counts) -> Counts:
 
 def _keep_suspects(site: Site, job: DiagnoseJob, examined: Examined) -> NDArray[np.bool_]:
     """[n]: the learned rows whose label is to be checked: those that mislead an error, and those that most of the
-    voters contradict. (Measured on the retina's spread labels, of which 19% are wrong: of these 49% are, and they are
-    31% of the wrong ones; the thresholds of confident learning find 5%, and 33% of what they name is wrong.)"""
+    voters contradict. On the retina's spread labels, of which 19% are wrong, half of these were, and they were half of
+    the wrong ones."""
     learned, found, errors = examined.learned, examined.found, examined.errors
     suggestion = examined.votes.argmax(axis=1)
     doubted: NDArray[np.bool_] = (suggestion != learned.labels) & (examined.votes.max(axis=1, initial=0.0) > 0.5)
