@@ -134,7 +134,7 @@ class World:
 
         work = LocalWork(1, 20, self.source.learning_rate, 0.9, 1e-4)
         plan = TrainingPlan((labelling,), self.train, self.rounds, self.seed, Strategy(work), final_rate=0.1)
-        start = parameters_of(drawn_model(self.source.task.build_model, self.seed))
+        start = parameters_of(drawn_model(self.source.task, self.seed))
         return train(plan, start, self.engine, self.root / "states" / labelling, every_s=1e9).parameters
 
     def found(

@@ -28,6 +28,7 @@ from pipelines.federated.scoring import class_probabilities
 from pipelines.promotion import OVERRIDE, Override, promote_by_hand
 from pipelines.registry import CHAMPION, Version
 from pipelines.settings import Settings
+from pipelines.tracking import Run
 
 Register = Callable[..., Version]
 NOISE = np.random.default_rng(0).integers(0, 256, size=(300, 8, 8, 1), dtype=np.uint8)
@@ -172,13 +173,15 @@ def pair(settings: Settings) -> tuple[Settings, list[str]]:
     """Version 1 is champion; version 2 passed the metric, and fails cases that have come since."""
     for seed in (1, 2):
         generator = torch.Generator().manual_seed(seed)
-        drawn = parameters_of(drawn_model(settings.task.build_model, seed))
+        drawn = parameters_of(drawn_model(settings.task, seed))
         # So far apart that the two answer differently.
         weights = {name: each + 0.5 * torch.randn(each.shape, generator=generator) for name, each in drawn.items()}
         tags = {"fedloop.gate_passed": "true", "fedloop.gate_metric_passed": "true"}
+        key = f"seed-{seed}"
         registry.register(
-            settings, parameters=weights, key=f"seed-{seed}", tags=tags, figures={}, summary=None, example=NOISE[:1]
-        )
+            settings, parameters=weights, key=key, tags=tags, figures={}, summary=None, example=NOISE[:1],
+            run_id=Run.start(settings, "training", key).run_id,
+        )  # fmt: skip
     release.promote(settings, 1, "first")
     champion, new = loop.weights_of(settings, 1), loop.weights_of(settings, 2)
     old_answers, _, differ = disagreeing(settings, champion, new)
@@ -233,7 +236,7 @@ def test_a_champion_of_another_model_cannot_be_compared_with(pair: tuple[Setting
     settings, _ = pair
     registry.register(
         settings, parameters=settings.task.build_model().state_dict(), key="new", tags={"fedloop.gate_passed": "true"},
-        figures={}, summary=None, example=NOISE[:1],
+        figures={}, summary=None, example=NOISE[:1], run_id=Run.start(settings, "training", "new").run_id,
     )  # fmt: skip
     folder = registry.fetch(settings, 1)
     tensors, words = artifact.read(folder)

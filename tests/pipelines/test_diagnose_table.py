@@ -19,7 +19,7 @@ CLIENTS = 12
 
 
 def test_every_error_has_a_cause_and_the_features_that_moved_it() -> None:
-    parameters = parameters_of(drawn_model(TASK.build_model, 0))
+    parameters = parameters_of(drawn_model(TASK, 0))
     settings = DiagnosisSettings(explained=10_000)
     page = table_page(TASK, parameters, CLIENTS, 0, settings)
     held_out = TASK.population(CLIENTS, 0).held_out(np.arange(CLIENTS))
@@ -38,7 +38,7 @@ def test_every_error_has_a_cause_and_the_features_that_moved_it() -> None:
 
 
 def test_the_features_that_decide_come_first_in_the_summary() -> None:
-    parameters = parameters_of(drawn_model(TASK.build_model, 0))
+    parameters = parameters_of(drawn_model(TASK, 0))
     weight = torch.zeros_like(parameters["weight"])
     weight[0, 3] = 2.0
     page = table_page(TASK, parameters | {"weight": weight}, CLIENTS, 0, DiagnosisSettings(explained=2))
@@ -53,4 +53,4 @@ def test_a_fleet_that_holds_nothing_out_is_refused_in_a_sentence() -> None:
     rows = partition(np.zeros((4, 64), dtype=np.float32), np.zeros(4, dtype=np.int64), np.arange(4))
     task = replace(TASK, population=lambda size, seed: rows)
     with pytest.raises(BadInput, match="with rows held out"):
-        table_page(task, parameters_of(drawn_model(TASK.build_model, 0)), 4, 0, DiagnosisSettings())
+        table_page(task, parameters_of(drawn_model(TASK, 0)), 4, 0, DiagnosisSettings())
