@@ -30,7 +30,7 @@ def token(
 
     settings, database = _site(task, site)
     if revoke:
-        typer.echo(f"{revoke_tokens(database, annotator)} tokens of {annotator} at {site} are ended; the votes stay")
+        typer.echo(f"{revoke_tokens(database, annotator)} of {annotator}'s tokens at {site} ended; the votes stay")
         return
     made = make_token(database, annotator)
     typer.echo(f"{settings.url('service')}/desk?site={site}", err=True)
@@ -81,6 +81,23 @@ def take_in(
     typer.echo(f"{taken.new} new labels, {taken.known} known already, {len(taken.refused)} refused")
     if taken.refused:
         sys.exit(1)
+
+
+@labels.command("doubt")
+def doubt(
+    site: SiteName,
+    opinions: Annotated[int, typer.Option(min=1, max=2, help="people that must agree")] = 1,
+    task: TaskOption = "digits",
+) -> None:
+    """Put labels that the last labelling suspects to be wrong before others than those who gave them."""
+    from pipelines.federated.queue import second_opinion
+    from pipelines.federated.store import SiteStore
+
+    _, database = _site(task, site)
+    store = SiteStore(Path(str(database.url.database)).parent)
+    suspected = list(store.suspects())
+    second_opinion(store, suspected, "suspected wrong", opinions)
+    typer.echo(f"{len(suspected)} labels at {site} are suspected to be wrong; the desk asks for a second opinion")
 
 
 def _site(task: str, site: str) -> tuple[Any, Any]:

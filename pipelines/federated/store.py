@@ -184,19 +184,6 @@ class SiteStore:
         with self._database().begin() as connection:
             return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
 
-    def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
-        """Keep bought labels; returns how many were new. A row that has a label keeps it."""
-        known = self.annotations()
-        new = [
-            {"row_id": row, "label": int(label), "annotator": annotator}
-            for row, label in labels.items()
-            if row not in known
-        ]
-        if new:
-            with self._database().begin() as connection:
-                connection.execute(sa.insert(ANNOTATIONS), new)
-        return len(new)
-
     def suspect(self, labels: Mapping[str, int]) -> None:
         """Replace the list of bought labels that are doubted (row_id → the doubted label)."""
         with self._database().begin() as connection:
