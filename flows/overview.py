@@ -6,7 +6,7 @@ import json
 import os
 import time
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.processes import ProcessState
 from models.errors import Missing
@@ -14,16 +14,15 @@ from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
 from pipelines.diagnose import Diagnosis, errors_told
-from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.evaluate import Evaluation
 from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
 from pipelines.settings import Settings
 
 
 def house_table(states: list[ProcessState]) -> Table:
-    shown = Table(title="processes", title_justify="left")
-    for column in ("process", "state", "pid", "up for", "address", "log or last error"):
-        shown.add_column(column)
+    columns = ("process", "state", "pid", "up for", "address", "log or last error")
+    shown = Table(*columns, title="processes", title_justify="left")
     for state in states:
         colour = {"up": "green", "starting": "yellow", "failing": "red"}.get(state.state, "dim")
         since = "" if state.uptime_s is None else f"{state.uptime_s:.0f} s"
@@ -40,9 +39,8 @@ def house_table(states: list[ProcessState]) -> Table:
 
 def loop_table(settings: Settings) -> Table:
     """Champion and challengers, windows and decisions of the task's live stage."""
-    shown = Table(title=f"the loop of {settings.model_name}", title_justify="left", show_header=False)
-    shown.add_column(style="bold")
-    shown.add_column()
+    title = f"the loop of {settings.model_name}"
+    shown = Table(Column(style="bold"), "", title=title, title_justify="left", show_header=False)
     for alias in ("champion", "challenger", "fallback"):
         version = registry.by_alias(settings, alias)
         shown.add_row(alias, f"version {version.number}: {version.tags.get('fedloop.gate', '')}" if version else "none")
@@ -59,21 +57,13 @@ def loop_table(settings: Settings) -> Table:
 
 
 def evaluation_table(found: Evaluation) -> Table:
-    shown = Table(title=str(found.verdict), title_justify="left")
-    for column in ("rows judged", "n", "accuracy", "AUC", "ECE", "champion's accuracy"):
-        shown.add_column(column, justify="left" if column == "rows judged" else "right")
-
-    def champion(report: ModelReport | None, site: str | None) -> str:
-        if report is None:
-            return ""
-        return f"{(report.overall if site is None else report.sites[site]).accuracy:.3f}"
-
+    figures = [Column(name, justify="right") for name in ("n", "accuracy", "AUC", "ECE", "champion's accuracy")]
+    shown = Table("rows judged", *figures, title=str(found.verdict), title_justify="left")
+    before = {} if found.champion is None else {"all": found.champion.overall, **found.champion.sites}
     for name, scores in [("all", found.challenger.overall), *sorted(found.challenger.sites.items())]:
-        site = None if name == "all" else name
-        shown.add_row(
-            name, str(scores.rows), f"{scores.accuracy:.3f}", f"{scores.auc:.3f}", f"{scores.ece:.3f}",
-            champion(found.champion, site),
-        )  # fmt: skip
+        champion = f"{before[name].accuracy:.3f}" if before else ""
+        row = (f"{value:.3f}" for value in (scores.accuracy, scores.auc, scores.ece))
+        shown.add_row(name, str(scores.rows), *row, champion)
     for column, quartiles in found.challenger.slices.items():
         for index, (rows, accuracy) in enumerate(quartiles):
             if rows:

@@ -73,8 +73,7 @@ def people(size: int = TRAINED, seed: int = 0, held_out_every: int = 0) -> Parti
     training = partition(x[kept], y[kept], client[kept])
     if not held_out_every:
         return training
-    test = partition(x[mine & ~kept], y[mine & ~kept], client[mine & ~kept])
-    return replace(training, test_x=test.x, test_y=test.y, test_starts=test.starts, test_sizes=test.sizes)
+    return replace(training, test=partition(x[mine & ~kept], y[mine & ~kept], client[mine & ~kept]))
 
 
 def strangers() -> Partition:

@@ -24,13 +24,15 @@ def normalised_pixels(images: Images) -> NDArray[np.float32]:
 
 
 def nearest_centroid(
-    features: NDArray[np.float32], centroids: NDArray[np.float64]
+    features: NDArray[np.float32], centroids: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The index of the nearest centroid and the Euclidean distance to it, each [n].
 
-    features: [n, d]; centroids: [k, d].
+    features: [n, d]; centroids: [k, d]. In chunks: no [n, k] matrix is ever whole.
     """
-    points = features.astype(np.float64)
-    squared = (points**2).sum(1)[:, None] - 2.0 * points @ centroids.T + (centroids**2).sum(1)[None, :]
-    nearest = squared.argmin(axis=1)
-    return nearest, np.sqrt(np.maximum(squared[np.arange(len(points)), nearest], 0.0))
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    if not len(features):
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    nearest, distance = pairwise_distances_argmin_min(features, centroids.astype(features.dtype))
+    return nearest.astype(np.int64), distance.astype(np.float64)

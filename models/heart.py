@@ -96,7 +96,7 @@ def hospitals(size: int = 4, seed: int = 0, scaling: Scaling = "together") -> Pa
     data = load()
     x = data.scaled(scaling)
     train, test = (partition(x[rows], data.y[rows], data.hospital[rows]) for rows in (data.training, ~data.training))
-    return replace(train, test_x=test.x, test_y=test.y, test_starts=test.starts, test_sizes=test.sizes)
+    return replace(train, test=test)
 
 
 def evaluate(scores: Scores, population: Population) -> dict[str, float]:

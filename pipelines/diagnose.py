@@ -32,10 +32,20 @@ from pipelines.federated.error_page import (
     render,
 )
 from pipelines.federated.files import write_atomically
-from pipelines.federated.jobs import Case, Counts, DiagnoseAnswer, DiagnoseJob, Floats, Parameters
+from pipelines.federated.jobs import (
+    DISTANCE_RANGE,
+    AssignAnswer,
+    AssignJob,
+    Case,
+    Counts,
+    DiagnoseAnswer,
+    DiagnoseJob,
+    Floats,
+    Parameters,
+)
 from pipelines.gather import embedded_engine, frozen, site_stores
 from pipelines.settings import DiagnosisSettings, Settings
-from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
+from pipelines.summarize import Snapshots, ask_all, summarize
 from pipelines.tracking import KEY, Run, artifact_url
 
 LOG = logging.getLogger("fedloop")
@@ -46,6 +56,7 @@ Cases = Mapping[str, Sequence[Case]]
 CASES_MOST = 500
 """Labelled wrong answers of live traffic that a diagnosis looks at, the newest."""
 LLOYD_ROUNDS = 5
+DISTANCE_BINS = 256
 REPORT_TAG = "fedloop.errors"
 
 
@@ -135,7 +146,11 @@ def jobs_of(
 ) -> dict[str, DiagnoseJob]:
     """The sites' jobs with what they need of each other: clusters of all training rows, and counts within them."""
     sites = sorted(site for site, own in learned.train.items() if own)
-    summary = summarize(engine, {s: learned.train[s] for s in sites}, settings.clusters, LLOYD_ROUNDS, seed)
+    summary = summarize(
+        engine, {s: learned.train[s] for s in sites}, settings.clusters, LLOYD_ROUNDS, seed, directions=0
+    )
+    asked = {s: AssignJob(summary.space, summary.centroids, DISTANCE_BINS) for s in sites}
+    found = ask_all(engine, asked, AssignAnswer)
     jobs = {
         site: DiagnoseJob(
             version=str(version),
@@ -143,8 +158,8 @@ def jobs_of(
             snapshots=learned.train[site],
             evaluation=learned.evaluation.get(site, ()),
             parameters=parameters,
-            centroids=summary.centroids,
-            radii=_radii_elsewhere(summary, site, settings.rate),
+            centroids=summary.centroids.astype(np.float64),
+            radii=_radii_elsewhere(found, site, settings.rate),
             rate=settings.rate,
             explained=settings.explained,
             cases=tuple(cases.get(site, ())),
@@ -156,19 +171,21 @@ def jobs_of(
     return {site: replace(job, labels=labels, truths=truths) for site, job in jobs.items()}
 
 
-def _radii_elsewhere(summary: DataSummary, site: str, rate: float) -> Floats:
+def _radii_elsewhere(found: Mapping[str, AssignAnswer], site: str, rate: float) -> Floats:
     """[k]: within which all but `rate` of the other sites' rows of a cluster lie; 0 where they have none.
 
     Widened as if each of those rows had no part in its centroid, n / (n - 1), because the asked row has none either:
     in many dimensions the difference is larger than the spread of the distances.
     """
-    others = {name: found for name, found in summary.distances.items() if name != site}
-    if not others:
-        return np.zeros(len(summary.centroids))
-    rows = np.sum([found.sum(axis=1) for found in others.values()], axis=0)
-    every = np.sum(list(summary.counts.values()), axis=0)
-    wider = DataSummary(summary.centroids, {}, others).radius(1.0 - rate) * every / np.maximum(every - 1, 1)
-    return np.where(rows > 0, wider, 0.0)
+    others = np.sum([answer.distances for name, answer in found.items() if name != site], axis=0)
+    if not np.any(others):
+        return np.zeros(len(found[site].counts))
+    within = np.cumsum(others, axis=1)
+    rows = within[:, -1]
+    # The upper edge of the bin.
+    radii = (np.argmax(within >= (1.0 - rate) * rows[:, None], axis=1) + 1) * (DISTANCE_RANGE / others.shape[1])
+    every = np.sum([answer.counts for answer in found.values()], axis=0)
+    return np.where(rows > 0, radii * every / np.maximum(every - 1, 1), 0.0)
 
 
 # -- a registered version ---------------------------------------------------------------------------------------

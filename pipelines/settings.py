@@ -40,11 +40,22 @@ class LabelSettings(BaseModel):
     """What labels may cost, and how far one speaks for its cluster."""
 
     budget_share: float = Field(0.10, gt=0, le=1, description="share of the rows whose labels are bought")
-    per_cluster: int = Field(2, ge=1, description="rows bought to stand for one cluster")
-    near_quantile: float = Field(0.5, gt=0, le=1, description="bought rows come from this nearest share")
-    spread_quantile: float = Field(0.75, ge=0, le=1, description="labels spread to this nearest share")
-    spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a spread label in training")
-    lloyd_rounds: int = Field(15, ge=0, description="federated k-means iterations after the merge")
+    strategy: Literal["central", "near", "typical", "coverage", "uncertainty", "margin", "drifted", "random"] = Field(
+        "central", description="whose labels are bought; pipelines/federated/choosing.py says how"
+    )
+    per_cluster: int = Field(1, ge=1, description="rows bought to stand for one cluster")
+    lloyd_rounds: int = Field(3, ge=0, description="federated k-means iterations after the merge; 0: one-shot")
+    spread: Literal["graph", "cluster", "none"] = "graph"
+    spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a sure spread label in training")
+    spread_confidence: float = Field(0.6, ge=0, le=1, description="a spread label is at least so sure")
+    spread_check: float = Field(0.6, ge=0, le=1, description="share of held-out labels it must get right at a site")
+    annotator: Literal["oracle", "desk"] = Field("oracle", description="the archive's truth, or people at /desk")
+    opinions: int = Field(1, ge=1, le=2, description="people at the desk that must agree on a row")
+    patience_s: float = Field(8 * 3600.0, ge=0, description="how long a run waits for the desk")
+
+    def inputs(self) -> dict[str, Any]:
+        """The values that decide what is bought: how long one waits for it is none of them."""
+        return self.model_dump(exclude={"patience_s"})
 
 
 class TrainingSettings(BaseModel):

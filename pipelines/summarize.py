@@ -1,9 +1,12 @@
 """The data summary: federated clusters of everybody's rows, made of sums and counts alone.
 
-Each site clusters its own rows; the centroids, weighted by their counts, are clustered again into the global ones;
-then every federated Lloyd iteration assigns the rows at the sites and averages their sums, which is exactly
-k-means on the pooled rows (Lloyd, 1982) from that start, but for rows that are alone in a cluster at their site: a
-site tells no sum of one row.
+One-shot: each site clusters its own rows, and the centroids, weighted by their counts, are clustered again into the
+global ones (k-FED; Dennis et al., ICML 2021). Iterative: then every federated Lloyd iteration assigns the rows at the
+sites and averages their means, which is k-means on the pooled rows (Lloyd, 1982) from that start, but for rows that
+are alone in a cluster at their site: a site tells no mean of one row.
+
+So that hundreds of centroids of wide rows can travel, they do so in the few directions in which the sites' first
+centroids differ most, which nobody needs a row to know.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import BadInput
 from pipelines.federated.engines.engine import Engine
@@ -28,11 +32,13 @@ from pipelines.federated.jobs import (
     ClusterJob,
     Counts,
     Failure,
-    Floats,
+    Halves,
     Job,
     Parameters,
+    ProjectAnswer,
+    ProjectJob,
+    Singles,
 )
-from pipelines.federated.site import DISTANCE_RANGE
 
 Snapshots = Mapping[str, tuple[str, ...]]
 """Site → the ids of its snapshots."""
@@ -40,39 +46,35 @@ Snapshots = Mapping[str, tuple[str, ...]]
 A = TypeVar("A", bound=Answer)
 
 
+DIRECTIONS = 32
+"""Numbers that a row is projected to where it has more than twice as many."""
+
+
 @dataclass(frozen=True)
 class DataSummary:
-    """Global clusters. centroids: [k, d]; by site: rows [k], and histograms [k, bins] of the distance to them."""
+    """Global clusters. space: the sites' name of the rows in it; basis: [d, p], None where nothing was projected.
 
-    centroids: Floats
+    centroids: [k, p]; by site: rows [k], mean distance of the nearest MINIMUM_ROWS rows [k]. radius: [k], root of the
+    rows' mean squared distance.
+    """
+
+    space: str
+    basis: Halves | None
+    centroids: Halves
     counts: dict[str, Counts]
-    distances: dict[str, Counts]
+    closest: dict[str, Singles]
+    radius: Singles
 
     @property
     def id(self) -> str:
-        return digest(self.centroids.round(9).tolist(), {site: c.tolist() for site, c in sorted(self.counts.items())})
-
-    def radius(self, share: float) -> Floats:
-        """[k]: the distance within which that share of a cluster's rows lies (upper edge of the bin)."""
-        histogram = np.sum(list(self.distances.values()), axis=0)
-        cumulative = np.cumsum(histogram, axis=1)
-        needed = share * cumulative[:, -1:]
-        bins = histogram.shape[1]
-        return np.asarray((np.argmax(cumulative >= needed, axis=1) + 1) * (DISTANCE_RANGE / bins))
-
-    def within(self, radius: Floats) -> dict[str, Counts]:
-        """Site → [k]: its rows within a radius that `radius` gave."""
-        found = {}
-        for site, histogram in self.distances.items():
-            bins = np.rint(radius / DISTANCE_RANGE * histogram.shape[1]).astype(np.int64)
-            cumulative = np.pad(np.cumsum(histogram, axis=1), ((0, 0), (1, 0)))
-            found[site] = cumulative[np.arange(len(bins)), bins]
-        return found
+        return digest(
+            self.space, self.centroids.tolist(), {site: c.tolist() for site, c in sorted(self.counts.items())}
+        )
 
     def save(self, path: Path) -> Path:
         """Write the centroids as .npz, for the registry and the monitors."""
         buffer = io.BytesIO()
-        np.savez(buffer, centroids=self.centroids)
+        np.savez(buffer, centroids=self.centroids.astype(np.float64))
         write_atomically(path, buffer.getvalue())
         return path
 
@@ -99,37 +101,76 @@ def summarize(
     lloyd_rounds: int,
     seed: int,
     encoder: Parameters | None = None,
+    directions: int = DIRECTIONS,
+    basis: Halves | None = None,
 ) -> DataSummary:
-    """Cluster everybody's training rows into (at most) `clusters` global clusters."""
+    """Cluster everybody's training rows into (at most) `clusters` global clusters.
+
+    lloyd_rounds: 0 is one-shot. directions: 0 projects nothing. basis: of another summary, to share its space.
+
+    Raises:
+        BadInput: a site failed, or no site has rows enough.
+    """
     from sklearn.cluster import KMeans
 
     sites = sorted(site for site, own in snapshots.items() if own)
-    local = ask_all(engine, {s: ClusterJob(snapshots[s], clusters, seed, encoder) for s in sites}, ClusterAnswer)
-    points = np.concatenate([local[site].centroids for site in sites])
-    weights = np.concatenate([local[site].counts for site in sites]).astype(np.float64)
+    whole = digest(
+        "space", {s: snapshots[s] for s in sites}, seed, encoder and {n: v.tolist() for n, v in encoder.items()}
+    )
+    local = clusters_of_a_site(clusters, len(sites))
+    jobs = {s: ClusterJob(whole, snapshots[s], local, seed, encoder) for s in sites}
+    first = ask_all(engine, jobs, ClusterAnswer)
+    points = np.concatenate([first[site].centroids for site in sites]).astype(np.float32)
+    weights = np.concatenate([first[site].counts for site in sites]).astype(np.float64)
     points, weights = points[weights > 0], weights[weights > 0]
     if not len(points):
         raise BadInput(f"no site has the {MINIMUM_ROWS} rows that clusters need; ingest more rows first")
+    space = whole
+    if basis is None and 0 < 2 * directions < points.shape[1]:
+        basis = principal_directions(points, weights, directions)
+    if basis is not None:
+        space = digest(whole, basis.tolist())
+        ask_all(engine, {site: ProjectJob(whole, space, basis) for site in sites}, ProjectAnswer)
+        points = points @ basis.astype(np.float32)
     wanted = min(clusters, len(points))
     merged = KMeans(wanted, n_init=4, random_state=seed).fit(points, sample_weight=weights)
-    centroids = np.asarray(merged.cluster_centers_, dtype=np.float64)
+    centroids = merged.cluster_centers_.astype(np.float16)
     for _ in range(lloyd_rounds):
-        answers = _assign(engine, snapshots, sites, centroids, encoder)
-        counts = np.sum([np.where(a.counts >= MINIMUM_ROWS, a.counts, 0) for a in answers.values()], axis=0)
-        sums = np.sum([a.sums for a in answers.values()], axis=0)
-        kept = counts > 0
-        centroids = np.where(kept[:, None], sums / np.maximum(counts, 1)[:, None], centroids)
-    answers = _assign(engine, snapshots, sites, centroids, encoder)
+        centroids = _moved(centroids, _assign(engine, space, sites, centroids))
+    answers = _assign(engine, space, sites, centroids)
+    told = np.sum([a.counts * (a.squares > 0) for a in answers.values()], axis=0)
+    squares = np.sum([a.counts * a.squares for a in answers.values()], axis=0)
     return DataSummary(
+        space,
+        basis,
         centroids,
         {site: answer.counts for site, answer in answers.items()},
-        {site: answer.distances for site, answer in answers.items()},
+        {site: answer.closest for site, answer in answers.items()},
+        np.sqrt(squares / np.maximum(told, 1)).astype(np.float32),
     )
 
 
-def _assign(
-    engine: Engine, snapshots: Snapshots, sites: Sequence[str], centroids: Floats, encoder: Parameters | None
-) -> dict[str, AssignAnswer]:
-    return ask_all(
-        engine, {site: AssignJob(snapshots[site], centroids, encoder=encoder) for site in sites}, AssignAnswer
+def clusters_of_a_site(clusters: int, sites: int) -> int:
+    """How many centroids a site sends first: three times its share, since the sites' rows overlap, and never few."""
+    return min(clusters, max(8, -(-3 * clusters // sites)))
+
+
+def principal_directions(points: Singles, weights: NDArray[np.float64], directions: int) -> Halves:
+    """[d, p]: an orthonormal basis of the directions in which weighted points [n, d] vary most."""
+    centred = points - np.average(points, axis=0, weights=weights)
+    _, _, basis = np.linalg.svd(centred * np.sqrt(weights)[:, None], full_matrices=False)
+    return np.asarray(basis[:directions].T, dtype=np.float16)
+
+
+def _moved(centroids: Halves, answers: Mapping[str, AssignAnswer]) -> Halves:
+    """Lloyd's step: each centroid to the mean of its rows at all sites that told one; others stay."""
+    counts = np.stack([np.where(a.counts >= MINIMUM_ROWS, a.counts, 0) for a in answers.values()])
+    sums = np.sum(
+        [n[:, None] * a.means.astype(np.float64) for n, a in zip(counts, answers.values(), strict=True)], axis=0
     )
+    total = counts.sum(axis=0)[:, None]
+    return np.asarray(np.where(total > 0, sums / np.maximum(total, 1), centroids), dtype=np.float16)
+
+
+def _assign(engine: Engine, space: str, sites: Sequence[str], centroids: Halves) -> dict[str, AssignAnswer]:
+    return ask_all(engine, {site: AssignJob(space, centroids) for site in sites}, AssignAnswer)

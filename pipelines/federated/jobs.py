@@ -21,10 +21,17 @@ Parameters = dict[str, torch.Tensor]
 """A model's weights or an update of them, by name, float32."""
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Halves = NDArray[np.float16]
+"""Centroids and bases as they travel: three digits are plenty for a place among rows, and the bytes are a quarter."""
 Counts = NDArray[np.int64]
 
 MINIMUM_ROWS = 2
 """Rows that a sum of embeddings is made of at least: the mean of one row is that row, and with it its image."""
+
+
+DISTANCE_RANGE = 3.0
+"""Distances between embeddings of one or two parts of length 1 lie below this."""
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------
@@ -71,11 +78,12 @@ class DescribeJob:
 
 @dataclass(frozen=True)
 class ClusterJob:
-    """k-means on the site's own rows: where the global clusters start from.
+    """Embed the site's training rows, keep that as `space` at the site, and cluster them: where global clusters start.
 
-    encoder: weights of the task's model whose features join the task's embedding; the same in the jobs below.
+    encoder: weights of the task's model whose features join the task's embedding.
     """
 
+    space: str
     snapshots: tuple[str, ...]
     clusters: int
     seed: int
@@ -83,41 +91,66 @@ class ClusterJob:
 
 
 @dataclass(frozen=True)
-class AssignJob:
-    """Assign the rows to the global centroids [k, d]: one federated Lloyd iteration."""
+class ProjectJob:
+    """Keep the rows of `space`, projected by a basis [d, p], as `onto`: from here on a centroid is p numbers."""
 
-    snapshots: tuple[str, ...]
-    centroids: Floats
-    distance_bins: int = 256
-    encoder: Parameters | None = None
+    space: str
+    onto: str
+    basis: Halves
+
+
+@dataclass(frozen=True)
+class AssignJob:
+    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration.
+
+    bins: of a histogram of the distances between 0 and DISTANCE_RANGE; 0 asks for none.
+    """
+
+    space: str
+    centroids: Halves
+    bins: int = 0
 
 
 @dataclass(frozen=True)
 class AnnotateJob:
-    """Buy labels: `quota[k]` rows of each cluster, drawn at random among those within `near[k]` of its centroid."""
+    """Buy labels by a strategy of `choosing.STRATEGIES`.
 
+    quota: [k] rows of each cluster, or [1] rows of the site where the strategy knows no clusters.
+    known, radius: [m, p], [m], the clusters whose outside is bought first where the strategy asks for what is new.
+    parameters: the model whose doubts choose, where the strategy needs one.
+    """
+
+    space: str
     snapshots: tuple[str, ...]
-    centroids: Floats
-    near: Floats
+    centroids: Halves
+    strategy: str
     quota: Counts
     seed: int
-    encoder: Parameters | None = None
+    known: Halves
+    radius: Singles
+    parameters: Parameters | None = None
+    wants: int = 1  # people that must agree on a row's label
 
 
 @dataclass(frozen=True)
 class SpreadJob:
-    """Write the labels of a training run: bought rows, and rows within `reach[k]` of a cluster that has a label.
+    """Write the labels of a training run: the bought ones, and those that they give other rows.
 
-    label[k] is -1 where the annotated members of the cluster did not agree.
+    histogram: [k, classes] of the labels bought in each cluster, at all sites. radius: [k], how far one cluster speaks.
+    weight: of a spread label of full confidence; confidence: the least that is used; check: the share of held-out
+    bought labels that spreading must get right at this site, else it writes none.
     """
 
     labelling: str
-    snapshots: tuple[str, ...]
-    centroids: Floats
-    reach: Floats
-    label: Counts
+    space: str
+    how: str
+    centroids: Halves
+    histogram: Counts
+    radius: Singles
     weight: float
-    encoder: Parameters | None = None
+    confidence: float
+    check: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -169,7 +202,16 @@ class DiagnoseJob:
 
 
 Job = (
-    TrainJob | EvaluateJob | DescribeJob | ClusterJob | AssignJob | AnnotateJob | SpreadJob | ReferenceJob | DiagnoseJob
+    TrainJob
+    | EvaluateJob
+    | DescribeJob
+    | ClusterJob
+    | ProjectJob
+    | AssignJob
+    | AnnotateJob
+    | SpreadJob
+    | ReferenceJob
+    | DiagnoseJob
 )
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -212,22 +254,32 @@ class DescribeAnswer:
 class ClusterAnswer:
     """Centroids of at least MINIMUM_ROWS rows each; a count of 0 where there are fewer of them than asked for."""
 
-    centroids: Floats  # [clusters, d]
+    centroids: Halves  # [clusters, d]
     counts: Counts  # [clusters]
 
 
 @dataclass(frozen=True)
+class ProjectAnswer:
+    rows: int
+
+
+@dataclass(frozen=True)
 class AssignAnswer:
-    sums: Floats  # [k, d]; zero where the count is below MINIMUM_ROWS
+    """Per global cluster; means, squares and closest of clusters with fewer rows than MINIMUM_ROWS are 0, 0 and inf."""
+
+    means: Halves  # [k, p] of the site's rows there
     counts: Counts  # [k]
+    squares: Singles  # [k]: mean squared distance to the centroid
+    closest: Singles  # [k]: mean distance of the MINIMUM_ROWS nearest rows
     distances: Counts  # [k, bins]: histogram of the distance to the centroid
 
 
 @dataclass(frozen=True)
 class AnnotateAnswer:
-    histogram: Counts  # [k, classes] of the labels bought
-    bought: int
+    histogram: Counts  # [k, classes] of the labels ever bought of these rows
+    bought: int  # of the quota
     new: int  # of these, not paid for before
+    pending: int  # rows that were asked for and that nobody has labelled yet
 
 
 @dataclass(frozen=True)
@@ -237,6 +289,10 @@ class SpreadAnswer:
     unlabelled: int
     spread_correct: int  # against the archive's truth where the site has it: for the rehearsal's report
     spread_known: int
+    checked: int  # bought labels that were held out and reached
+    check_correct: int
+    off: bool  # the check failed: nothing was spread here
+    suspects: int  # bought labels that confident learning doubts; which ones stays here
 
 
 @dataclass(frozen=True)
@@ -271,6 +327,7 @@ Answer = (
     | EvaluateAnswer
     | DescribeAnswer
     | ClusterAnswer
+    | ProjectAnswer
     | AssignAnswer
     | AnnotateAnswer
     | SpreadAnswer

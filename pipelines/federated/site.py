@@ -14,29 +14,25 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
-from models.embedding import nearest_centroid, unit_length
-from models.errors import BadInput, FedloopError
-from models.images import Images, to_tensor
+from models.embedding import nearest_centroid
+from models.errors import FedloopError
+from models.images import Images
 from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
 from models.task import Task
-from pipelines.federated import jobs
-from pipelines.federated.jobs import MINIMUM_ROWS, Answer, Failure, Job, Parameters
+from pipelines.federated import clusters, jobs, labelling
+from pipelines.federated.jobs import Answer, Failure, Job, Parameters
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
 from pipelines.federated.rules import Seats
-from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
+from pipelines.federated.scoring import class_probabilities, replicate_weights, score_model, slice_counts
 from pipelines.federated.site_diagnosis import diagnose
 from pipelines.federated.stages import memory_names
 from pipelines.federated.steps import Steps
 from pipelines.federated.store import SiteStore, stack_images
-
-DISTANCE_RANGE = 3.0
-"""Distances between embeddings of one or two parts of length 1 lie below this."""
 
 LOG = logging.getLogger("fedloop.site")
 
@@ -79,10 +75,11 @@ class Site:
             jobs.TrainJob: self.train,
             jobs.EvaluateJob: self.evaluate,
             jobs.DescribeJob: self.describe,
-            jobs.ClusterJob: self.cluster,
-            jobs.AssignJob: self.assign,
-            jobs.AnnotateJob: self.annotate,
-            jobs.SpreadJob: self.spread,
+            jobs.ClusterJob: partial(clusters.cluster, self),
+            jobs.ProjectJob: partial(clusters.project, self),
+            jobs.AssignJob: partial(clusters.assign, self),
+            jobs.AnnotateJob: partial(labelling.annotate, self),
+            jobs.SpreadJob: partial(labelling.spread, self),
             jobs.ReferenceJob: self.write_reference,
             jobs.DiagnoseJob: partial(diagnose, self),
         }
@@ -106,29 +103,6 @@ class Site:
     def _load_images(self, snapshots: tuple[str, ...], split: str) -> tuple[pd.DataFrame, Images]:
         rows = self.store.rows(snapshots, "train" if split == "train" else "evaluation")
         return rows, stack_images(rows["png"], self.task.input)
-
-    def _embedded(
-        self, snapshots: tuple[str, ...], encoder: Parameters | None
-    ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-        rows, images = self._images(snapshots, "train")
-        features = self._embed(images)
-        if encoder is None or not len(images):
-            return rows, features
-        model = self.task.build_model().eval()
-        model.load_state_dict(encoder)
-        with torch.no_grad():
-            learned = self.task.features(model, to_tensor(images)).flatten(1).numpy()
-        return rows, np.concatenate([features, unit_length(learned)], axis=1)
-
-    def _embed(self, images: Images) -> NDArray[np.float32]:
-        features = self.task.embed(images)
-        longest = float(np.linalg.norm(features, axis=1).max(initial=0.0))
-        if not longest <= 1.0 + 1e-3:
-            raise BadInput(
-                f"task {self.task.name}: embed gives features of length {longest:.3g}; distances are counted up to a "
-                "fixed range, so scale every image's features to length 1"
-            )
-        return features
 
     def _load_training(
         self, labellings: tuple[str, ...], snapshots: tuple[str, ...], fresh: tuple[str, ...]
@@ -186,15 +160,7 @@ class Site:
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def _probabilities(self, parameters: Parameters, images: Images) -> NDArray[np.float64]:
-        model = self.task.build_model().eval()
-        with torch.no_grad():
-            outputs = [
-                functional_call(model, parameters, (to_tensor(images[start : start + 512]),))
-                for start in range(0, len(images), 512)
-            ]
-        if not outputs:
-            return np.zeros((0, len(self.task.classes)))
-        return torch.softmax(torch.cat(outputs).double(), dim=1).numpy()
+        return class_probabilities(self.task, parameters, images)
 
     def evaluate(self, job: jobs.EvaluateJob) -> jobs.EvaluateAnswer:
         rows, images = self._images(job.snapshots, "evaluation")
@@ -217,87 +183,6 @@ class Site:
             for column in QUALITY_COLUMNS
         }
         return jobs.DescribeAnswer(len(rows), histograms)
-
-    # -- labels -----------------------------------------------------------------------------------------------
-
-    def cluster(self, job: jobs.ClusterJob) -> jobs.ClusterAnswer:
-        from sklearn.cluster import KMeans
-
-        _, features = self._embedded(job.snapshots, job.encoder)
-        points = features.astype(np.float64)
-        centroids = np.zeros((job.clusters, points.shape[1]))
-        counts = np.zeros(job.clusters, dtype=np.int64)
-        clusters = min(job.clusters, len(points) // MINIMUM_ROWS)
-        if clusters:
-            seed = draw_seed(job.seed, self.name) % 2**31
-            fitted = KMeans(clusters, n_init=1, random_state=seed).fit(points)
-            large = np.bincount(fitted.labels_, minlength=clusters) >= MINIMUM_ROWS
-            nearest, _ = nearest_centroid(features, fitted.cluster_centers_[large])
-            sizes = np.bincount(nearest)
-            for index, cluster in enumerate(np.flatnonzero(sizes >= MINIMUM_ROWS)):
-                centroids[index], counts[index] = points[nearest == cluster].mean(axis=0), sizes[cluster]
-        return jobs.ClusterAnswer(centroids, counts)
-
-    def assign(self, job: jobs.AssignJob) -> jobs.AssignAnswer:
-        _, features = self._embedded(job.snapshots, job.encoder)
-        nearest, distance = nearest_centroid(features, job.centroids)
-        clusters = len(job.centroids)
-        counts = np.bincount(nearest, minlength=clusters).astype(np.int64)
-        sums = np.zeros_like(job.centroids)
-        np.add.at(sums, nearest, features.astype(np.float64))
-        sums[counts < MINIMUM_ROWS] = 0.0
-        bins = np.minimum((distance / DISTANCE_RANGE * job.distance_bins).astype(np.int64), job.distance_bins - 1)
-        histogram = np.zeros((clusters, job.distance_bins), dtype=np.int64)
-        np.add.at(histogram, (nearest, bins), 1)
-        return jobs.AssignAnswer(sums, counts, histogram)
-
-    def annotate(self, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
-        rows, features = self._embedded(job.snapshots, job.encoder)
-        nearest, distance = nearest_centroid(features, job.centroids)
-        rng = np.random.default_rng(draw_seed(job.seed, self.name))
-        chosen: list[int] = []
-        for cluster in np.flatnonzero(job.quota):
-            members = np.flatnonzero((nearest == cluster) & (distance <= job.near[cluster]))
-            take = min(int(job.quota[cluster]), len(members))
-            chosen.extend(int(i) for i in rng.choice(members, size=take, replace=False))
-        row_ids = [str(rows["row_id"].iloc[i]) for i in chosen]
-        known = self.store.annotations()
-        asked = [row for row in row_ids if row not in known]
-        new = self.store.annotate(self.annotator.label(self.store, asked), self.annotator.name)
-        labels = self.store.annotations()
-        histogram = np.zeros((len(job.centroids), len(self.task.classes)), dtype=np.int64)
-        for i, row in zip(chosen, row_ids, strict=True):
-            if row in labels:
-                histogram[nearest[i], labels[row]] += 1
-        return jobs.AnnotateAnswer(histogram, int(histogram.sum()), new)
-
-    def spread(self, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
-        rows, features = self._embedded(job.snapshots, job.encoder)
-        nearest, distance = nearest_centroid(features, job.centroids)
-        bought = rows["row_id"].map(self.store.annotations())
-        is_bought = bought.notna().to_numpy()
-        reached = ~is_bought & (job.label[nearest] >= 0) & (distance <= job.reach[nearest]) & (job.weight > 0)
-        label = np.where(is_bought, bought.fillna(-1).to_numpy(dtype=np.int64), job.label[nearest])
-        keep = is_bought | reached
-        table = pd.DataFrame(
-            {
-                "row_id": rows["row_id"],
-                "label": label,
-                "weight": np.where(is_bought, 1.0, job.weight),
-                "how": np.where(is_bought, "bought", "spread"),
-            }
-        )[keep]
-        self.store.write_labels(job.labelling, table)
-        truth = self.store.truth(rows["row_id"][reached])
-        known = truth.notna().to_numpy()
-        correct = int((truth[known].to_numpy(dtype=np.int64) == label[reached][known]).sum())
-        return jobs.SpreadAnswer(
-            bought=int(is_bought.sum()),
-            spread=int(reached.sum()),
-            unlabelled=int((~keep).sum()),
-            spread_correct=correct,
-            spread_known=int(known.sum()),
-        )
 
     # -- watching ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A site looks for the causes of the model's errors, on rows that stay: what it finds leaves as counts alone.
 
-In go a site and a DiagnoseJob. Out come the answer, the row ids of labels to be checked (`suspects/`), and a page with
+In go a site and a DiagnoseJob. Out come the answer, the row ids of labels to be checked (`doubted/`), and a page with
 pictures (`reports/`), both in the site's own store.
 """
 
@@ -231,7 +231,7 @@ def _keep_suspects(site: Site, job: DiagnoseJob, examined: Examined) -> NDArray[
     the wrong ones."""
     learned, found, errors = examined.learned, examined.found, examined.errors
     suggestion = examined.votes.argmax(axis=1)
-    doubted = (suggestion != learned.labels) & (examined.votes.max(axis=1, initial=0.0) > 0.5)
+    doubted: NDArray[np.bool_] = (suggestion != learned.labels) & (examined.votes.max(axis=1, initial=0.0) > 0.5)
     for place in np.flatnonzero(found.cause == MISLABELLED):
         near = found.nearest[place]
         near = near[learned.labels[near] == errors.prediction[place]]
@@ -244,5 +244,5 @@ def _keep_suspects(site: Site, job: DiagnoseJob, examined: Examined) -> NDArray[
             "votes": examined.votes[np.arange(len(doubted)), learned.labels][doubted],
         }
     )
-    site.store.write_suspects(job.version, table.sort_values("votes", ignore_index=True))
-    return np.asarray(doubted)
+    site.store.write_doubted(job.version, table.sort_values("votes", ignore_index=True))
+    return doubted

@@ -9,13 +9,15 @@ Layout under `<folder>/sites/<site>/`:
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
     reports/errors-<version>.html, .json  where a version errs here and why, with pictures
-    suspects/<version>.parquet          training rows whose label is to be checked: row, label, suggestion
+    doubted/<version>.parquet           training rows whose label is to be checked: row, label, suggestion
+    spaces/<name>.npz                   embedded rows of the last clusterings: row ids and features
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from models.errors import BadInput, FedloopError, Missing
@@ -41,12 +44,18 @@ _ARCHIVE = sa.Table(
     sa.Column("row_id", sa.String(32), primary_key=True),
     sa.Column("label", sa.Integer, nullable=False),
 )
-_ANNOTATIONS = sa.Table(
+ANNOTATIONS = sa.Table(
     "annotations",
     _SCHEMA,
     sa.Column("row_id", sa.String(32), primary_key=True),
     sa.Column("label", sa.Integer, nullable=False),
     sa.Column("annotator", sa.String(64), nullable=False),
+)
+_SUSPECTS = sa.Table(
+    "suspects",
+    _SCHEMA,
+    sa.Column("row_id", sa.String(32), primary_key=True),
+    sa.Column("label", sa.Integer, nullable=False),
 )
 
 
@@ -68,6 +77,10 @@ class Manifest:
 
 MEMORIES_KEPT = 12
 """Rounds of which a site keeps its memory, so that a server can go back to one of its last checkpoints."""
+
+
+SPACES_KEPT = 4
+"""Embedded row sets that a site keeps: those of one labelling, before and after projection, and of the one before."""
 
 
 class SiteStore:
@@ -169,7 +182,7 @@ class SiteStore:
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
         with self._database().begin() as connection:
-            return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
+            return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
 
     def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
         """Keep bought labels; returns how many were new. A row that has a label keeps it."""
@@ -181,8 +194,21 @@ class SiteStore:
         ]
         if new:
             with self._database().begin() as connection:
-                connection.execute(sa.insert(_ANNOTATIONS), new)
+                connection.execute(sa.insert(ANNOTATIONS), new)
         return len(new)
+
+    def suspect(self, labels: Mapping[str, int]) -> None:
+        """Replace the list of bought labels that are doubted (row_id → the doubted label)."""
+        with self._database().begin() as connection:
+            connection.execute(sa.delete(_SUSPECTS))
+            if labels:
+                table = [{"row_id": row, "label": int(label)} for row, label in labels.items()]
+                connection.execute(sa.insert(_SUSPECTS), table)
+
+    def suspects(self) -> dict[str, int]:
+        """row_id → bought label that the last labelling doubted: what an annotator may be asked again."""
+        with self._database().begin() as connection:
+            return {row.row_id: row.label for row in connection.execute(sa.select(_SUSPECTS))}
 
     def _database(self) -> sa.Engine:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -201,6 +227,29 @@ class SiteStore:
         if not self.has_labels(labelling):
             raise Missing(f"site {self.site} has no labelling {labelling}; run the labelling step first")
         return pd.read_parquet(self.root / "labels" / f"{labelling}.parquet")
+
+    # -- spaces -----------------------------------------------------------------------------------------------
+
+    def write_space(self, name: str, row_ids: Sequence[str], features: NDArray[np.float32]) -> None:
+        """Keep embedded rows, features [n, d], until newer ones push them out."""
+        buffer = io.BytesIO()
+        np.savez(buffer, row_ids=np.asarray(row_ids, dtype="U32"), features=features)
+        write_atomically(self.root / "spaces" / f"{name}.npz", buffer.getvalue())
+        paths = sorted((self.root / "spaces").glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        for path in paths[:-SPACES_KEPT]:
+            path.unlink()
+
+    def space(self, name: str) -> tuple[list[str], NDArray[np.float32]]:
+        """Row ids and features [n, d] of a space.
+
+        Raises:
+            Missing: it was never made here, or newer ones pushed it out.
+        """
+        path = self.root / "spaces" / f"{name}.npz"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no embedded rows {name} (any more); run the labelling step again")
+        kept = np.load(path)
+        return kept["row_ids"].tolist(), kept["features"]
 
     # -- memory -----------------------------------------------------------------------------------------------
 
@@ -253,12 +302,12 @@ class SiteStore:
 
     # -- errors -----------------------------------------------------------------------------------------------
 
-    def write_suspects(self, version: str, table: pd.DataFrame) -> None:
+    def write_doubted(self, version: str, table: pd.DataFrame) -> None:
         """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
-        self._parquet("suspects", version, table)
+        self._parquet("doubted", version, table)
 
-    def suspects(self, version: str) -> pd.DataFrame:
-        path = self.root / "suspects" / f"{version}.parquet"
+    def doubted(self, version: str) -> pd.DataFrame:
+        path = self.root / "doubted" / f"{version}.parquet"
         if not path.is_file():
             raise Missing(f"site {self.site} has no diagnosis of version {version}; run `fedloop diagnose` first")
         return pd.read_parquet(path)

@@ -21,7 +21,7 @@ from models.embedding import normalised_pixels
 from models.images import encode_png, to_tensor
 from pipelines.federated import jobs
 from pipelines.federated.layout import Layout
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.site import Site
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
@@ -34,9 +34,13 @@ CROSSES = {
     "ModelScores": {"correct", "confidence_bins", "scores", "replicate_correct", "replicate_scores"},
     "DescribeAnswer": {"rows", "histograms"},
     "ClusterAnswer": {"centroids", "counts"},
-    "AssignAnswer": {"sums", "counts", "distances"},
-    "AnnotateAnswer": {"histogram", "bought", "new"},
-    "SpreadAnswer": {"bought", "spread", "unlabelled", "spread_correct", "spread_known"},
+    "ProjectAnswer": {"rows"},
+    "AssignAnswer": {"means", "counts", "squares", "closest", "distances"},
+    "AnnotateAnswer": {"histogram", "bought", "new", "pending"},
+    "SpreadAnswer": {
+        *("bought", "spread", "unlabelled", "spread_correct", "spread_known"),
+        *("checked", "check_correct", "off", "suspects"),
+    },
     "ReferenceAnswer": {"rows"},
     # Counts of errors and of labels, and the causes of the cases that came with the job, which are nobody's rows here.
     "DiagnoseAnswer": {
@@ -75,25 +79,31 @@ def test_a_site_answers_every_job_with_its_own_kind_and_nothing_else(tmp_path: P
 
 def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int = CLUSTERS) -> list[jobs.Job]:
     centroids = np.random.default_rng(5).normal(size=(clusters, 64))
-    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float16)
     edges = {"brightness": (0.2, 0.4, 0.6), "noise": (0.1, 0.2, 0.3)}
-    near, quota = np.full(clusters, 2.0), np.full(clusters, 2, dtype=np.int64)
+    radius, quota = np.full(clusters, 2.0, dtype=np.float32), np.full(1, 2, dtype=np.int64)
+    histogram = np.eye(clusters, len(TINY.classes), dtype=np.int64)
     # A rule that keeps something at the site, has something sent along and sends more than the update.
     size = Layout.of(initial()).size
     counts = np.ones((clusters, CLASSES), dtype=np.int64)
-    clip, corrected = (ClipByNorm(1.0),), {"rule": Scaffold(), "run": "r", "shared": torch.ones(size)}
+    clip, corrected = (ClipByNorm(1.0),), {"rule": SCAFFOLD, "run": "r", "shared": torch.ones(size)}
     return [
         jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip),
         jobs.TrainJob(2, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip, **corrected),
         jobs.EvaluateJob(evaluation, (initial(), initial(1)), edges, 50, 0),
         jobs.DescribeJob(train, "train"),
-        jobs.ClusterJob(train, clusters, 0),
-        jobs.AssignJob(train, centroids),
-        jobs.AnnotateJob(train, centroids, near, quota, 0),
-        jobs.SpreadJob("another", train, centroids, near, np.zeros(clusters, dtype=np.int64), 0.5),
+        jobs.ClusterJob("space", train, clusters, 0),
+        jobs.ProjectJob("space", "plane", np.eye(64, 2, dtype=np.float16)),
+        jobs.AssignJob("space", centroids, 8),
+        jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
+        jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
-        diagnose_job(train, evaluation, centroids, near),
-        replace(diagnose_job(train, evaluation, centroids, near), labels=counts, truths=counts),
+        diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+        replace(
+            diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+            labels=counts,
+            truths=counts,
+        ),
     ]
 
 
@@ -152,7 +162,11 @@ def holds_vector(arrays: list[NDArray[np.float64]], vectors: NDArray[np.float64]
         for line in array.reshape(-1, array.shape[-1]) if array.ndim else []:
             for start in range(len(line) - length + 1):
                 part = line[start : start + length]
-                if np.linalg.norm(part) > 1e-9 and np.abs(unit @ (part / np.linalg.norm(part))).max() > 1 - 1e-6:
+                if (
+                    np.isfinite(part).all()
+                    and np.linalg.norm(part) > 1e-9
+                    and np.abs(unit @ (part / np.linalg.norm(part))).max() > 1 - 1e-6
+                ):
                     return True
     return False
 
@@ -223,12 +237,13 @@ def test_jobs_and_answers_travel(tmp_path: Path) -> None:
 
 
 def cells_of_one(site: Site, train: tuple[str, ...], centroids: NDArray[np.float64]) -> jobs.AssignAnswer:
-    answer = site.answer(jobs.AssignJob(train, centroids))
+    site.answer(jobs.ClusterJob("space", train, 1, 0))
+    answer = site.answer(jobs.AssignJob("space", centroids.astype(np.float16)))
     assert isinstance(answer, jobs.AssignAnswer)
     return answer
 
 
-def test_a_row_that_is_alone_in_its_cluster_tells_no_sum(tmp_path: Path) -> None:
+def test_a_row_that_is_alone_in_its_cluster_tells_no_mean_and_no_distance(tmp_path: Path) -> None:
     site, train, _ = make_site(tmp_path, "site-1", 9)
     images = stack_images(site.store.rows(train, "train")["png"], TINY.input)
     features = normalised_pixels(images).astype(np.float64)
@@ -237,8 +252,10 @@ def test_a_row_that_is_alone_in_its_cluster_tells_no_sum(tmp_path: Path) -> None
     assert (answer.counts >= jobs.MINIMUM_ROWS).any()
     assert answer.counts.sum() == 9
     alone = answer.counts < jobs.MINIMUM_ROWS
-    assert (answer.sums[alone] == 0).all()
-    assert (np.abs(answer.sums[~alone]).sum(axis=1) > 0).all()
+    assert (answer.means[alone] == 0).all()
+    assert (answer.squares[alone] == 0).all()
+    assert np.isinf(answer.closest[alone]).all()
+    assert (np.abs(answer.means[~alone].astype(float)).sum(axis=1) > 0).all()
 
 
 def test_a_failure_tells_its_kind_and_not_the_rows_it_stumbled_over(tmp_path: Path) -> None:
@@ -250,7 +267,12 @@ def test_a_failure_tells_its_kind_and_not_the_rows_it_stumbled_over(tmp_path: Pa
 
     site, train, evaluation = make_site(tmp_path, "site-1", 10, 4)
     site.annotator = Careless()
-    answer = site.answer(next(job for job in every_job(train, evaluation) if isinstance(job, jobs.AnnotateJob)))
+    clustering, annotating = (
+        next(job for job in every_job(train, evaluation) if isinstance(job, kind))
+        for kind in (jobs.ClusterJob, jobs.AnnotateJob)
+    )
+    site.answer(clustering)
+    answer = site.answer(annotating)
     assert isinstance(answer, jobs.Failure)
     assert "site-1" in answer.reason
     assert "KeyError" in answer.reason
