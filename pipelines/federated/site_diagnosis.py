@@ -179,7 +179,7 @@ def _some(count: int, most: int, name: str) -> Counts:
 
 def _features(site: Site, images: Images, job: DiagnoseJob) -> Floats:
     """float64 [n, d]: the task's own embedding. Measured on the digits, with the model's features beside it ordinary
-    errors look unseen four times as often, because a model lays out apart what it gets wrong."""
+    errors look unseen three times as often, because a model lays out apart what it gets wrong."""
     if not len(images):
         return np.zeros((0, job.centroids.shape[1]))
     return site.task.embed(images).astype(np.float64)
