@@ -24,7 +24,6 @@ from pipelines.federated.queue_tables import (
     NEIGHBOURS,
     PICTURES,
     UNREADABLE,
-    VOTES,
     among,
     open_database,
     writing,
@@ -219,13 +218,3 @@ def picture(database: sa.Engine, row_id: str) -> bytes | None:
     with database.connect() as connection:
         found = connection.scalar(sa.select(PICTURES.c.png).where(PICTURES.c.row_id == row_id))
     return None if found is None else bytes(found)
-
-
-def history(database: sa.Engine) -> list[sa.Row[tuple[object, ...]]]:
-    """Every entry ever made, oldest first: vote, version, row_id, annotator, action, choice, undoes, at."""
-    query = sa.select(
-        VOTES.c.vote, ITEMS.c.version, ITEMS.c.row_id, VOTES.c.annotator, VOTES.c.action, VOTES.c.choice,
-        VOTES.c.undoes, VOTES.c.at,
-    ).join(ITEMS, ITEMS.c.item == VOTES.c.item).order_by(VOTES.c.vote)  # fmt: skip
-    with database.connect() as connection:
-        return list(connection.execute(query))
