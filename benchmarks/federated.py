@@ -103,7 +103,12 @@ def scale(quick: bool) -> dict[str, Any]:
 def compression(quick: bool) -> dict[str, Any]:
     import federated_compression
 
-    return {"compression": federated_compression.measure(quick)}
+    found = federated_compression.measure(quick, say=CONSOLE.print)
+    for table in federated_compression.tables(found):
+        CONSOLE.print(table)
+    if not quick:
+        federated_compression.plot(found, IMAGES / "federated_compression.png")
+    return {"compression": found}
 
 
 def bfloat16(quick: bool) -> dict[str, Any]:

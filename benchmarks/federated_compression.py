@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.func import functional_call
 
 from models import keyboard, mnist
 from models.draws import seeds_of
 from models.errors import FedloopError
 from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
+from models.scores import scores_of
 from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import cores
@@ -36,7 +36,7 @@ from pipelines.federated.layout import Layout, parameters_of
 from pipelines.federated.low_rank import LowRank
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.sparse import RandomMask, TopK
-from pipelines.federated.stages import Stage
+from pipelines.federated.stages import Stage, sent_bytes
 from pipelines.federated.steps import steps_of
 from pipelines.federated.strategies import fedavg
 from pipelines.federated.training import begin, run_round
@@ -88,13 +88,6 @@ def settings(only: list[str] | None, quick: bool) -> dict[str, Setting]:
     return found
 
 
-def bytes_per_report(stages: tuple[Stage, ...], layout: Layout) -> float:
-    size = 4.0 * layout.size
-    for stage in stages:
-        size = stage.size_bytes(layout, size)
-    return size
-
-
 def run(setting: Setting, stages: tuple[Stage, ...], seed: int = 0) -> list[tuple[int, float]]:
     """(reports so far, quality), now and then and after the last round."""
     torch.manual_seed(seed)
@@ -115,11 +108,7 @@ def run(setting: Setting, stages: tuple[Stage, ...], seed: int = 0) -> list[tupl
         while state.round < setting.rounds:
             state = run_round(plan, state, engine)
             if state.round % setting.every == 0 or state.round == setting.rounds:
-                parameters = state.parameters
-
-                def scores(x: torch.Tensor, parameters: dict[str, torch.Tensor] = parameters) -> torch.Tensor:
-                    return functional_call(model, parameters, (x,))
-
+                scores = scores_of(model, state.parameters)
                 quality = setting.task.evaluate(scores, setting.population)[setting.task.metric]
                 curve.append((sum(record.reports for record in state.log), quality))
     return curve
@@ -140,8 +129,8 @@ def measure(
             "stages": {},
         }
         for label, stages in STAGES.items():
-            size = bytes_per_report(stages, layout)
-            if stages and size >= bytes_per_report((), layout):
+            size = sent_bytes(stages, layout)
+            if stages and size >= sent_bytes((), layout):
                 continue  # low rank leaves a model of one row as it is
             curve = [(reports * size, quality) for reports, quality in run(setting, stages)]
             own["stages"][label] = {"report_bytes": size, "curve": curve, "quality": curve[-1][1]}

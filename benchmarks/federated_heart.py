@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.func import functional_call
 
 from models import heart
 from models.fleet_task import FleetTask
+from models.scores import scores_of
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.turnout import Always
 from pipelines.federated.layout import parameters_of
@@ -43,7 +43,7 @@ def run(task: FleetTask, strategy: str, seed: int, **choices: float) -> dict[str
         while state.round < plan.rounds:
             state = run_round(plan, state, engine)
     parameters = state.parameters
-    return task.evaluate(lambda x: functional_call(model, parameters, (x,)), population)
+    return task.evaluate(scores_of(model, parameters), population)
 
 
 def measure(quick: bool) -> dict[str, Any]:

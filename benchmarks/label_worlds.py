@@ -149,7 +149,7 @@ def train(
     world: World, rows: NDArray[np.int64], labels: NDArray[np.int64], weights: NDArray[np.float64], seed: int
 ) -> Parameters:
     """The task's model after the recipe's steps on these rows, the learning rate falling in three stairs."""
-    start = parameters_of(drawn_model(world.task.build_model, seed))
+    start = parameters_of(drawn_model(world.task, seed))
     layout = Layout.of(start)
     kernel, vector = plain(world.task.build_model(), layout), layout.flatten(start)
     learn = LabelledRows(world.images[rows], torch.from_numpy(labels), torch.from_numpy(weights).float())

@@ -50,7 +50,7 @@ def one_seed(task_name: str, seed: int, quick: bool) -> dict[str, float]:
     def score(weights: dict, taken: list) -> float:  # type: ignore[type-arg]
         probabilities = predict(task, weights, (shot.png for shot in taken))
         answers = {"truth": [shot.label for shot in taken], "prediction": probabilities.argmax(axis=1)}
-        return quality_of(pd.DataFrame(answers | {"probabilities": list(probabilities)}), task)[task.metric]
+        return quality_of(pd.DataFrame(answers | {"probabilities": list(probabilities)}))[task.metric]
 
     def step(material: gather.Material, adapted: loop.Trained | None) -> tuple[loop.Trained, dict]:  # type: ignore[type-arg]
         labelled = loop.buy_labels(settings, material, adapted)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from torch.func import functional_call
 
 from flows.simulation import personal_table
 from models.keyboard import Keyboard, build_model
+from models.scores import scores_of
 from pipelines.federated.work import LocalWork
 from pipelines.simulate import personalise, simulate, simulation_of
 from pipelines.triggering import choose_threshold, compared, go_live, survey
@@ -37,13 +36,7 @@ def measure(quick: bool, image: Path | None = None) -> dict[str, Any]:
     devices = DEVICES[quick]
     simulation = simulation_of("keyboard", 10**6, 500, 20 if quick else 200, {})
     outcome = simulate(simulation, Path(os.environ.get("FEDLOOP_HOME", ".fedloop")))
-    model, parameters = build_model(), outcome.state.parameters
-
-    def scores(x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = functional_call(model, parameters, (x,))
-        return found
-
+    scores = scores_of(build_model(), outcome.state.parameters)
     fleet = Keyboard(simulation.population, simulation.seed)
     histogram = survey(scores, fleet, np.arange(devices))
     chosen = choose_threshold(histogram, keep_clicks=0.8)

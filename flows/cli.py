@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flows import cases, desk
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -39,15 +40,16 @@ class _Sentences(typer.core.TyperGroup):
 
 
 app.info.cls = _Sentences
+app.add_typer(cases.app, name="cases")
 
 
-def _settings(task: str, **overrides: Any) -> Any:
+def _settings(task: str) -> Any:
     from flows.console import tell_progress
     from pipelines.settings import load_settings
 
     # The steps say in a line what Prefect would say in three.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-    settings = load_settings(task, **overrides)
+    settings = load_settings(task)
     settings.apply_environment()
     tell_progress()
     return settings
@@ -155,15 +157,53 @@ def evaluate(task: TaskName = "digits") -> None:
 
 
 @app.command()
+def diagnose(
+    task: Annotated[
+        str, typer.Argument(help="digits, retina, pneumonia, your own, or a fleet's table: heart, keyboard")
+    ] = "digits",
+    version: Annotated[int, typer.Option(help="the version; 0: the champion, else the challenger")] = 0,
+) -> None:
+    """Why does a version err? Counts by cause, and reports with pictures: one at every site, one for the federation.
+
+    Of a fleet's task, the model that it trains by its recipe, with SHAP values instead of heat maps.
+    """
+    from flows.console import CONSOLE, tell_progress
+    from flows.overview import diagnosis_table
+    from models.fleet_task import BUILT_IN
+    from pipelines.diagnose import diagnose_version
+
+    if task in BUILT_IN:
+        from pipelines.diagnose_table import diagnose_fleet
+        from pipelines.settings import DiagnosisSettings
+
+        tell_progress()
+        page, path = diagnose_fleet(task, Path(os.environ.get("FEDLOOP_HOME", ".fedloop")), DiagnosisSettings())
+        typer.echo(f"{sum(page.causes.values())} errors in {page.rows} rows: {page.causes}\nreport: {path}")
+        return
+    settings = _settings(task)
+    found, path = diagnose_version(settings, version)
+    CONSOLE.print(diagnosis_table(found))
+    sites = settings.folder / "sites" / "*" / "reports" / path.name
+    typer.echo(f"report: {path}\nat the sites: {sites}")
+
+
+@app.command()
 def promote(
     task: TaskName = "digits",
     version: Annotated[int, typer.Option(help="the version; 0: the one with the alias challenger")] = 0,
-    reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand",
+    reason: Annotated[str, typer.Option(help="goes into the ledger; by default: by hand")] = "",
+    override_cases: Annotated[
+        str, typer.Option(metavar="NAME", help="who answers for customers' cases that are lost; takes a --reason")
+    ] = "",
 ) -> None:
-    """Make a version that passed the gate the champion; the service takes it up within seconds."""
-    from pipelines.challenger import promote_by_hand
+    """Make a version that passed the gate the champion; the service takes it up within seconds.
 
-    number = promote_by_hand(_settings(task), version, reason)
+    A version that fails customers' cases which the champion passes is refused, unless a named person overrides that.
+    """
+    from pipelines.promotion import Override, promote_by_hand
+
+    override = Override(override_cases, reason) if override_cases else None
+    number = promote_by_hand(_settings(task), version, reason or "by hand", override)
     typer.echo(f"version {number} is champion")
 
 
@@ -236,13 +276,14 @@ def simulate(
     Interrupted, the same command goes on from its last checkpoint and ends with the same weights.
     """
     from flows.simulation import simulate as simulate_and_tell
+    from pipelines.simulate import simulation_of
 
     work = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    choices = {
-        "strategy": strategy, "compression": compression, "asynchronous": asynchronous,
-        "always_available": always_available, "seed": seed, "bfloat16": bfloat16,
-    }  # fmt: skip
-    simulate_and_tell(task, population, cohort, rounds, work, choices, processes, personal, json, plot, fresh)
+    simulation = simulation_of(
+        task, population, cohort, rounds, work, strategy=strategy, compression=compression, asynchronous=asynchronous,
+        always_available=always_available, seed=seed, bfloat16=bfloat16,
+    )  # fmt: skip
+    simulate_and_tell(simulation, processes, personal, json, plot, fresh)
 
 
 @app.command()
@@ -253,6 +294,10 @@ def report(task: TaskName = "digits") -> None:
 
     settings = _settings(task)
     CONSOLE.print(last_rehearsal(settings))
+
+
+app.command("desk-token")(desk.token)
+app.add_typer(desk.labels, name="labels")
 
 
 if __name__ == "__main__":

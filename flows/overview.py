@@ -6,22 +6,23 @@ import json
 import os
 import time
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.processes import ProcessState
 from models.errors import Missing
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines import registry
-from pipelines.evaluate import Evaluation, ModelReport
+from pipelines.diagnose import Diagnosis, errors_told
+from pipelines.evaluate import Evaluation
+from pipelines.federated.causes import NEXT_STEP
 from pipelines.report import Summary, table
 from pipelines.settings import Settings
 
 
 def house_table(states: list[ProcessState]) -> Table:
-    shown = Table(title="processes", title_justify="left")
-    for column in ("process", "state", "pid", "up for", "address", "log or last error"):
-        shown.add_column(column)
+    columns = ("process", "state", "pid", "up for", "address", "log or last error")
+    shown = Table(*columns, title="processes", title_justify="left")
     for state in states:
         colour = {"up": "green", "starting": "yellow", "failing": "red"}.get(state.state, "dim")
         since = "" if state.uptime_s is None else f"{state.uptime_s:.0f} s"
@@ -38,9 +39,8 @@ def house_table(states: list[ProcessState]) -> Table:
 
 def loop_table(settings: Settings) -> Table:
     """Champion and challengers, windows and decisions of the task's live stage."""
-    shown = Table(title=f"the loop of {settings.model_name}", title_justify="left", show_header=False)
-    shown.add_column(style="bold")
-    shown.add_column()
+    title = f"the loop of {settings.model_name}"
+    shown = Table(Column(style="bold"), "", title=title, title_justify="left", show_header=False)
     for alias in ("champion", "challenger", "fallback"):
         version = registry.by_alias(settings, alias)
         shown.add_row(alias, f"version {version.number}: {version.tags.get('fedloop.gate', '')}" if version else "none")
@@ -57,25 +57,30 @@ def loop_table(settings: Settings) -> Table:
 
 
 def evaluation_table(found: Evaluation) -> Table:
-    shown = Table(title=str(found.verdict), title_justify="left")
-    for column in ("rows judged", "n", "accuracy", "AUC", "ECE", "champion's accuracy"):
-        shown.add_column(column, justify="left" if column == "rows judged" else "right")
-
-    def champion(report: ModelReport | None, site: str | None) -> str:
-        if report is None:
-            return ""
-        return f"{(report.overall if site is None else report.sites[site]).accuracy:.3f}"
-
+    figures = [Column(name, justify="right") for name in ("n", "accuracy", "AUC", "ECE", "champion's accuracy")]
+    shown = Table("rows judged", *figures, title=str(found.verdict), title_justify="left")
+    before = {} if found.champion is None else {"all": found.champion.overall, **found.champion.sites}
     for name, scores in [("all", found.challenger.overall), *sorted(found.challenger.sites.items())]:
-        site = None if name == "all" else name
-        shown.add_row(
-            name, str(scores.rows), f"{scores.accuracy:.3f}", f"{scores.auc:.3f}", f"{scores.ece:.3f}",
-            champion(found.champion, site),
-        )  # fmt: skip
+        champion = f"{before[name].accuracy:.3f}" if before else ""
+        row = (f"{value:.3f}" for value in (scores.accuracy, scores.auc, scores.ece))
+        shown.add_row(name, str(scores.rows), *row, champion)
     for column, quartiles in found.challenger.slices.items():
         for index, (rows, accuracy) in enumerate(quartiles):
             if rows:
                 shown.add_row(f"{column}, quartile {index + 1}", str(rows), f"{accuracy:.3f}", "", "", "")
+    return shown
+
+
+def diagnosis_table(found: Diagnosis) -> Table:
+    """Errors by cause, at every site and in all, with what each cause calls for."""
+    shown = Table(title=f"version {found.version}: {found.sentence}", title_justify="left")
+    shown.add_column("cause")
+    for column in (*found.answers, "all"):
+        shown.add_column(column, justify="right")
+    shown.add_column("next")
+    for place, (cause, total) in enumerate(found.causes.items()):
+        by_site = (str(int(answer.classes[place].sum()) or "") for answer in found.answers.values())
+        shown.add_row(cause, *by_site, str(total), NEXT_STEP[cause])
     return shown
 
 
@@ -92,4 +97,8 @@ def last_rehearsal(settings: Settings) -> Table:
     values = json.loads(path.read_text())
     for metric in ("accuracy", "auc"):
         values[metric] = {name: float("nan") if v is None else v for name, v in values[metric].items()}
-    return table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    shown = table(Summary(values), settings.task, f"the last rehearsal, with its picture {folder / 'recovery.png'}")
+    rehearsed = settings.model_copy(update={"stage": "rehearsal"})
+    if why := errors_told(rehearsed, int(values["registry"]["champion"])):
+        shown.add_row("errors", why)
+    return shown

@@ -49,12 +49,8 @@ def check_ports(settings: Settings, wanted: Sequence[Program]) -> None:
 
 def _holder(port: int) -> str:
     with suppress(psutil.Error, OSError):
-        for connection in psutil.net_connections("tcp"):
-            if (
-                connection.status == psutil.CONN_LISTEN
-                and getattr(connection.laddr, "port", 0) == port
-                and connection.pid
-            ):
-                process = psutil.Process(connection.pid)
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.pid and getattr(one.laddr, "port", 0) == port:
+                process = psutil.Process(one.pid)
                 return f"process {process.pid} has it: {' '.join(process.cmdline())[:120] or process.name()}"
     return ""

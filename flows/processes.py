@@ -34,7 +34,7 @@ PATIENCE_S = 180.0  # the slowest of them needs 15 s on two free cores, and a mi
 class ProcessState:
     """What is known of one process.
 
-    health: "ok", or what is wrong; uptime_s: None while it is down; error: its log's last complaint, unless it is up.
+    uptime_s: None while it is down; error: its log's last complaint, unless it is up.
     """
 
     name: str
@@ -42,7 +42,6 @@ class ProcessState:
     state: State
     pid: int | None
     url: str
-    health: str
     uptime_s: float | None
     log: Path
     error: str
@@ -115,7 +114,7 @@ class House:
         while waiting:
             for name in list(waiting):
                 info = self._info(name)
-                if self._health(name, info.pid) == "ok":
+                if self._well(name, info.pid):
                     waiting.remove(name)
                     if name in self._untold:
                         self._untold.remove(name)
@@ -201,39 +200,27 @@ class House:
         self._supervisor = self._supervisor or find(self.settings)
         return self._supervisor.info(name) if self._supervisor else Info()
 
-    def _health(self, name: str, pid: int) -> str:
+    def _well(self, name: str, pid: int) -> bool:
         address = self.programs[name].health
         if not pid:
-            return ""
-        if address is None:
-            with suppress(OSError):
-                if ready_file(self.settings).read_text() == str(pid):
-                    return "ok"
-            return "not ready"
-        try:
+            return False
+        with suppress(OSError, httpx.HTTPError):
+            if address is None:
+                return ready_file(self.settings).read_text() == str(pid)
             # Without verify=False every call reads all certificates: 0.1 s of processor time, for plain http.
-            answer = httpx.get(address, timeout=5, trust_env=False, verify=False)
-        except httpx.HTTPError:
-            return "no answer"
-        return "ok" if answer.status_code == 200 else f"answers {answer.status_code}"
+            return httpx.get(address, timeout=5, trust_env=False, verify=False).status_code == 200
+        return False
 
     def _state(self, name: str) -> ProcessState:
         program, info = self.programs[name], self._info(name)
-        health = self._health(name, info.pid)
-        state: State = "up" if health == "ok" else "starting" if info.pid else "down"
+        state: State = "starting" if info.pid else "down"
+        if self._well(name, info.pid):
+            state = "up"
         if info.state in ("BACKOFF", "FATAL"):
             state = "failing"
-        return ProcessState(
-            name=name,
-            title=program.title,
-            state=state,
-            pid=info.pid or None,
-            url=program.page,
-            health=health,
-            uptime_s=info.uptime_s if info.pid else None,
-            log=program.log,
-            error=_last_error(program.log) if state in ("starting", "failing") else "",
-        )
+        error = _last_error(program.log) if state in ("starting", "failing") else ""
+        uptime_s = info.uptime_s if info.pid else None
+        return ProcessState(name, program.title, state, info.pid or None, program.page, uptime_s, program.log, error)
 
     def _give_up(self, name: str, why: str) -> NoReturn:
         program = self.programs[name]

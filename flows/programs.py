@@ -70,57 +70,54 @@ def programs(settings: Settings) -> dict[str, Program]:
 
     MLflow's server is left out when `tracking_uri` names a server that somebody else runs.
     """
-    python, host, ports = sys.executable, settings.host, settings.ports
+    python, host = sys.executable, settings.host
     prefect, mlflow = settings.url("prefect"), settings.url("mlflow")
     dashboard, service = settings.url("dashboard"), settings.url("service")
-    logs = log_folder(settings)
+
+    def program(name: str, title: str, command: tuple[str, ...], page: str, **more: Any) -> Program:
+        port = getattr(settings.ports, name, None)
+        return Program(name, title, (python, *command), page, log_folder(settings) / f"{name}.log", port, **more)
+
+    def listening(name: str) -> tuple[str, ...]:
+        return ("--host", host, "--port", str(getattr(settings.ports, name)))
+
     found = [
-        Program(
+        program(
             "prefect",
             "Prefect server",
-            (python, "-m", "prefect", "server", "start", "--host", host, "--port", str(ports.prefect)),
-            page=f"{prefect}/dashboard",
-            log=logs / "prefect.log",
-            port=ports.prefect,
+            ("-m", "prefect", "server", "start", *listening("prefect")),
+            f"{prefect}/dashboard",
             health=f"{prefect}/api/health",
         ),
-        Program(
+        program(
             "mlflow",
             "MLflow server",
             # What `mlflow server` runs in a child process. Run directly it needs half the memory (0.26 GB), a third
             # of the time, and a kill -9 leaves no child behind that would hold the port. See `mlflow_server`.
-            (python, "-m", "uvicorn", "mlflow.server.fastapi_app:app", "--host", host, "--port", str(ports.mlflow)),
-            page=f"{mlflow}/#/models?workflowType=machine_learning",  # it opens in its GenAI mode otherwise
-            log=logs / "mlflow.log",
-            port=ports.mlflow,
+            ("-m", "uvicorn", "mlflow.server.fastapi_app:app", *listening("mlflow")),
+            f"{mlflow}/#/models?workflowType=machine_learning",  # it opens in its GenAI mode otherwise
             health=f"{mlflow}/health",
         ),
-        Program(
+        program(
             "dashboard",
             "Evidently dashboard",
-            (python, "-c", DASHBOARD, "ui", "--workspace", str(settings.dashboard))
-            + ("--host", host, "--port", str(ports.dashboard)),
-            page=dashboard,
-            log=logs / "dashboard.log",
-            port=ports.dashboard,
+            ("-c", DASHBOARD, "ui", "--workspace", str(settings.dashboard), *listening("dashboard")),
+            dashboard,
             health=f"{dashboard}/api/version",
         ),
-        Program(
+        program(
             "service",
             "prediction service",
-            (python, "-m", "pipelines.service"),
-            page=f"{service}/model",
-            log=logs / "service.log",
-            port=ports.service,
+            ("-m", "pipelines.service"),
+            f"{service}/model",
             health=f"{service}/healthz",
             after=("mlflow",),  # two processes that create MLflow's tables at once trip over each other
         ),
-        Program(
+        program(
             "flows",
             "served flows",
-            (python, "-m", "flows.serve_flows"),
-            page=f"{prefect}/deployments",
-            log=logs / "flows.log",
+            ("-m", "flows.serve_flows"),
+            f"{prefect}/deployments",
             after=("prefect", "mlflow"),
             stop_wait_s=25,
         ),

@@ -14,15 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import DeploymentFilter, FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
@@ -89,9 +81,9 @@ def _due(engine: sa.Engine, settings: Settings, decision: alarm.Decision, now: f
 def _live_runs(client: SyncPrefectClient, settings: Settings) -> list[FlowRun]:
     """The runs of this model's retraining that have not ended."""
     runs = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=["retrain"])),
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[settings.model_name])),
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=LIVE))),
+        flow_filter=FlowFilter.model_validate({"name": {"any_": ["retrain"]}}),
+        deployment_filter=DeploymentFilter.model_validate({"name": {"any_": [settings.model_name]}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": LIVE}}}),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
         limit=200,
     )

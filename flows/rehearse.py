@@ -18,7 +18,7 @@ from flows.console import CONSOLE, narrate, say
 from flows.memory import PeakMemory
 from flows.ports import free_ports
 from flows.processes import House, house
-from models.errors import BadInput, FedloopError
+from models.errors import FedloopError
 from models.task import Rows, find_task
 from monitoring import alarm
 from monitoring.dashboard import Dashboard
@@ -40,7 +40,7 @@ class Rehearsal:
     def __init__(self, settings: Settings, severity: str) -> None:
         self.settings, self.task = settings, settings.task
         self.drifting = next(iter(self.task.corruptions.values()))
-        self.severity = self.drifting.severities[severity]
+        self.severity = self.drifting.strength(severity)
         self.plan = site_plan(settings)
         self.data = self.task.load()
         self.summary, self.moments = Summary(), Moments()
@@ -154,19 +154,11 @@ class Rehearsal:
     # -- traffic ----------------------------------------------------------------------------------------------
 
     def send(self, phase: str, rows: Rows, count: int, tag: str, dark: bool = True, concurrency: int = 16) -> None:
+        drift, severity = (self.drifting, self.severity) if dark else (None, 0.0)
         captures = replay.captures(
-            self.task,
-            rows,
-            self.plan.cameras,
-            self.plan.label_mix,
-            count=count,
-            seed=self.settings.seed,
-            corruption=self.drifting if dark else None,
-            severity=self.severity if dark else 0.0,
-            sites=None,
-            start_at=time.time(),
-            tag=tag,
-        )
+            self.task, rows, self.plan.cameras, self.plan.label_mix, count, self.settings.seed, drift, severity,
+            start_at=time.time(), tag=tag,
+        )  # fmt: skip
         deposit_truth(self.settings, captures)
         self.truth |= {capture.request_id: (phase, capture.label) for capture in captures}
         tally = replay.replay(self.settings.url("service"), captures, concurrency=concurrency, feedback_share=0.2)
@@ -237,8 +229,7 @@ class Rehearsal:
 def rehearse(task_name: str = "digits", severity: str = "strong") -> Path:
     """Run the whole loop once; returns the folder with the table, the summary and the picture."""
     for drift in find_task(task_name).corruptions.values():
-        if severity not in drift.severities:
-            raise BadInput(f"{drift.name} has no severity {severity!r}; it has {', '.join(drift.severities)}")
+        drift.strength(severity)
     os.environ["FEDLOOP_STAGE"] = "rehearsal"
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     # Three windows of the drifted traffic, no more and no less: the same rehearsal twice learns from the same rows.

@@ -1,4 +1,4 @@
-"""The loop: ingest → adapt → label → train → evaluate → register → release.
+"""The loop: ingest → adapt → label → train → evaluate → register → release → diagnose.
 
 Read this file and you know the product. Each step is a function of `pipelines`; nothing else happens here.
 """
@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.claims import claimed
 from flows.console import tell_log
-from pipelines import challenger, gather, loop
+from pipelines import challenger, diagnose, gather, loop
 from pipelines.settings import load_settings
 
 # The steps are idempotent by the content of their inputs, so a retry or a second run costs what is really new;
@@ -41,5 +41,6 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
         found = step(challenger.judge_challenger, name="evaluate")(settings, material, trained)
         version = step(challenger.enter_registry, name="register")(settings, material, labelled, trained, found)
         outcome = step(challenger.decide, name="release")(settings, version, found.verdict, cause)
+        step(diagnose.tell_causes, name="diagnose")(settings, version.number)
         work.finish(outcome)
         return int(version.number) if found.verdict.passed else material.parent

@@ -159,27 +159,18 @@ def skip_backlog(deployments: Sequence[UUID]) -> int:
     Runs that an event or a person asked for are kept.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        DeploymentFilter,
-        DeploymentFilterId,
-        FlowRunFilter,
-        FlowRunFilterExpectedStartTime,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-    )
+    from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
 
-    late = FlowRunFilter(
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC) - timedelta(seconds=5)),
-    )
+    due = datetime.now(UTC) - timedelta(seconds=5)
+    late = {"state": {"type": {"any_": [StateType.SCHEDULED]}}, "expected_start_time": {"before_": due}}
     skipped = 0
     with get_client(sync_client=True) as client:
         for one in deployments:
             runs = client.read_flow_runs(
-                flow_run_filter=late,
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[one])),
+                flow_run_filter=FlowRunFilter.model_validate(late),
+                deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [one]}}),
                 sort=FlowRunSort.EXPECTED_START_TIME_DESC,
                 limit=200,
             )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from flows.console import CONSOLE, say, tell_progress
 from flows.memory import PeakMemory
@@ -18,32 +18,21 @@ from pipelines.federated.cohort import DAY_S
 from pipelines.federated.files import write_atomically
 from pipelines.federated.personal import Personalisation
 from pipelines.fleet_report import plot_fleet
-from pipelines.simulate import Outcome, folder_of, personalise, simulation_of
+from pipelines.simulate import Outcome, Simulation, folder_of, personalise
 from pipelines.simulate import simulate as run
 
 
 def simulate(
-    task: str,
-    population: int | None,
-    cohort: int | None,
-    rounds: int,
-    work: Mapping[str, Any],
-    choices: Mapping[str, Any],
-    processes: int = 0,
-    personal: int = 0,
-    json_file: Path | None = None,
-    plot: Path | None = None,
-    fresh: bool = False,
+    simulation: Simulation, processes: int, personal: int, json_file: Path | None, plot: Path | None, fresh: bool
 ) -> dict[str, Any]:
     """Run it, show it, and return the figures that go into the JSON file."""
     tell_progress()
     home = Path(os.environ.get("FEDLOOP_HOME", ".fedloop"))
-    simulation = simulation_of(task, population, cohort, rounds, work, **choices)
     if fresh:
         shutil.rmtree(folder_of(simulation, home), ignore_errors=True)
     say(
-        f"simulate: {task}, {simulation.population:,} devices, {simulation.cohort:,} a round, {rounds:,} rounds of "
-        f"{simulation.strategy}"
+        f"simulate: {simulation.task}, {simulation.population:,} devices, {simulation.cohort:,} a round, "
+        f"{simulation.rounds:,} rounds of {simulation.strategy}"
     )
     with PeakMemory(every_s=2.0) as memory:
         outcome = run(simulation, home, processes)
@@ -90,11 +79,8 @@ def figures_of(outcome: Outcome, peak_mb: float) -> dict[str, Any]:
 
 
 def table_of(outcome: Outcome, figures: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"{outcome.simulation.task}: what {outcome.simulation.rounds:,} rounds brought", title_justify="left"
-    )
-    table.add_column("what")
-    table.add_column("figure", justify="right")
+    title = f"{outcome.simulation.task}: what {outcome.simulation.rounds:,} rounds brought"
+    table = Table("what", Column("figure", justify="right"), title=title, title_justify="left")
     rows = {
         "client updates": f"{figures['client_updates']:,}",
         "client updates/s (this call)": f"{figures['client_updates_per_s']:,.0f}",
@@ -117,9 +103,8 @@ def table_of(outcome: Outcome, figures: Mapping[str, Any]) -> Table:
 def personal_table(compared: Personalisation) -> Table:
     """One model for all against models of their own, over the devices' held-out rows."""
     title = f"Is a device better off with a model of its own? ({len(compared.clients):,} devices)"
-    table = Table(title=title, title_justify="left")
-    for column in ("model", "accuracy", "log-loss", "worst tenth", "better at", "worse at"):
-        table.add_column(column, justify="right")
+    columns = ("model", "accuracy", "log-loss", "worst tenth", "better at", "worse at")
+    table = Table(*(Column(name, justify="right") for name in columns), title=title, title_justify="left")
     for kind, figures in compared.summary().items():
         table.add_row(
             kind, f"{figures['accuracy']:.4f}", f"{figures['log_loss']:.4f}", f"{figures['worst_decile']:.4f}",

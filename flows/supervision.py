@@ -6,7 +6,6 @@ and `sweep` ends it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock, Timeout
 
 from flows.programs import MARK, Program, environment, log_folder, run_folder
 from models.errors import BadInput, Missing
@@ -173,7 +173,7 @@ def sweep(settings: Settings) -> int:
     """End every process that carries this home's mark; returns how many there were."""
     here = psutil.Process()
     spared = {here.pid, *(p.pid for p in here.parents())}
-    left = [p for p in psutil.process_iter() if p.pid not in spared and _marked(p.pid, settings)]
+    left = [p for p in marked(settings) if p.pid not in spared]
     for process in left:
         with suppress(psutil.Error):
             process.terminate()
@@ -198,20 +198,14 @@ def lock(settings: Settings, patience_s: float = 90.0) -> Iterator[None]:
     """
     path = run_folder(settings) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BadInput(
-                        f"another fedloop command has been starting or stopping the house in {path.parent} for "
-                        f"{patience_s:.0f} s; wait for it to end, then try again"
-                    ) from None
-                time.sleep(0.2)
-        yield
+    try:
+        with FileLock(path, timeout=patience_s):
+            yield
+    except Timeout:
+        raise BadInput(
+            f"another fedloop command has been starting or stopping the house in {path.parent} for {patience_s:.0f} s; "
+            "wait for it to end, then try again"
+        ) from None
 
 
 def _marked(pid: int, settings: Settings) -> bool:

@@ -27,32 +27,20 @@ def send_traffic(
         Missing: no service answers.
     """
     task, plan = settings.task, site_plan(settings)
-    corruption = None
-    share = 0.0
+    corruption, share = None, 0.0
     if drift:
         if drift not in task.corruptions:
             raise BadInput(f"task {task.name} knows no drift {drift!r}; it knows {', '.join(task.corruptions)}")
         corruption = task.corruptions[drift]
-        if severity not in corruption.severities:
-            raise BadInput(f"{drift} has no severity {severity!r}; it has {', '.join(corruption.severities)}")
-        share = corruption.severities[severity]
+        share = corruption.strength(severity)
     unknown = set(sites or ()) - set(plan.sites)
     if unknown:
         raise BadInput(f"there is no site {', '.join(sorted(unknown))}; there are {', '.join(plan.sites)}")
-    data = task.load()
+    now, live = time.time(), task.load().live
     captures = replay.captures(
-        task,
-        data.live,
-        plan.cameras,
-        plan.label_mix,
-        count=requests,
-        seed=int(time.time()),
-        corruption=corruption,
-        severity=share,
-        sites=sites or None,
-        start_at=time.time(),
-        tag=f"traffic-{int(time.time())}",
-    )
+        task, live, plan.cameras, plan.label_mix, requests, int(now), corruption, share, sites or None,
+        start_at=now, tag=f"traffic-{int(now)}",
+    )  # fmt: skip
     deposit_truth(settings, captures)
     tally = replay.replay(settings.url("service"), captures, concurrency=concurrency, feedback_share=feedback)
     light = f"{drift}, {severity}" if drift else "as in training"

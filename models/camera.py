@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import BadInput
 from models.images import Images
 
 FULL_WELL_ELECTRONS = 20.0
@@ -67,6 +68,12 @@ class Corruption:
     name: str
     severities: Mapping[str, float]
     apply: Callable[[Images, float, np.random.Generator], Images]
+
+    def strength(self, severity: str) -> float:
+        """The number that a named severity stands for. Raises BadInput where there is none of that name."""
+        if severity not in self.severities:
+            raise BadInput(f"{self.name} has no severity {severity!r}; it has {', '.join(self.severities)}")
+        return self.severities[severity]
 
 
 def low_light(images: Images, severity: float, rng: np.random.Generator) -> NDArray[np.uint8]:

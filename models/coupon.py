@@ -38,9 +38,18 @@ def load() -> Rows:
     categories there are.
     """
     table = pd.read_parquet(fleet_file("coupon.parquet"))
-    answers = table.drop(columns=["user", "Y"]).astype("string").fillna("missing")
-    x = pd.get_dummies(answers, dtype=np.float32).to_numpy()
+    x = _one_hot(table).to_numpy()
     return np.ascontiguousarray(x), table["Y"].to_numpy(np.int64), table["user"].to_numpy(np.int64)
+
+
+def _one_hot(table: pd.DataFrame) -> pd.DataFrame:
+    answers = table.drop(columns=["user", "Y"]).astype("string").fillna("missing")
+    return pd.get_dummies(answers, dtype=np.float32)
+
+
+def features() -> tuple[str, ...]:
+    """The 127 columns: question and answer."""
+    return tuple(map(str, _one_hot(pd.read_parquet(fleet_file("coupon.parquet"))).columns))
 
 
 def people(size: int = TRAINED, seed: int = 0, held_out_every: int = 0) -> Partition:
@@ -64,8 +73,7 @@ def people(size: int = TRAINED, seed: int = 0, held_out_every: int = 0) -> Parti
     training = partition(x[kept], y[kept], client[kept])
     if not held_out_every:
         return training
-    test = partition(x[mine & ~kept], y[mine & ~kept], client[mine & ~kept])
-    return replace(training, test_x=test.x, test_y=test.y, test_starts=test.starts, test_sizes=test.sizes)
+    return replace(training, test=partition(x[mine & ~kept], y[mine & ~kept], client[mine & ~kept]))
 
 
 def strangers() -> Partition:
@@ -89,7 +97,7 @@ def evaluate(scores: Scores, population: Population) -> dict[str, float]:
 # By cross-validation over the people to learn from.
 RECIPE = {"rounds": 200, "epochs": 1, "batch_size": 10, "learning_rate": 0.1, "goal": 50}
 
-TASK = FleetTask("coupon", build_model, people, evaluate, "auc", TRAINED, RECIPE)
+TASK = FleetTask("coupon", build_model, people, evaluate, "auc", TRAINED, RECIPE, features)
 
 PERSONAL = replace(TASK, name="coupon-personal", population=partial(people, held_out_every=4))
 """Every fourth answer of a person is held out, so that a person's own model can be judged."""

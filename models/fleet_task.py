@@ -36,6 +36,7 @@ class FleetTask:
     evaluate: quality on rows that no training sees; of `metric`, its headline, more is better.
     default_size: devices where nobody says how many.
     recipe: defaults for local work and cohort: epochs, batch_size, learning_rate, goal …
+    features: the names of a table's columns, for reports; empty where they have none.
     """
 
     name: str
@@ -45,6 +46,7 @@ class FleetTask:
     metric: str
     default_size: int
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    features: Callable[[], tuple[str, ...]] = tuple
 
 
 def find_fleet_task(name: str) -> FleetTask:

@@ -32,12 +32,14 @@ Scaling = Literal["together", "own"]
 
 @dataclass(frozen=True)
 class Patients:
-    """x float64 [740, 13], as recorded; y int64, 1: disease; hospital 0 to 3; training: who is learned from."""
+    """x float64 [740, 13], as recorded, of columns `names`; y int64, 1: disease; hospital 0 to 3; training: who is
+    learned from."""
 
     x: NDArray[np.float64]
     y: NDArray[np.int64]
     hospital: NDArray[np.int64]
     training: NDArray[np.bool_]
+    names: tuple[str, ...]
 
     def scaled(self, scaling: Scaling) -> NDArray[np.float32]:
         """x in units of the training patients' spread around their mean: those of all hospitals, or of one's own."""
@@ -70,6 +72,7 @@ def load() -> Patients:
         _diseased(table),
         table["hospital"].to_numpy(np.int64),
         table["training"].to_numpy(np.bool_),
+        tuple(map(str, inputs.columns)),
     )
 
 
@@ -93,7 +96,7 @@ def hospitals(size: int = 4, seed: int = 0, scaling: Scaling = "together") -> Pa
     data = load()
     x = data.scaled(scaling)
     train, test = (partition(x[rows], data.y[rows], data.hospital[rows]) for rows in (data.training, ~data.training))
-    return replace(train, test_x=test.x, test_y=test.y, test_starts=test.starts, test_sizes=test.sizes)
+    return replace(train, test=test)
 
 
 def evaluate(scores: Scores, population: Population) -> dict[str, float]:
@@ -121,7 +124,7 @@ def build_model() -> nn.Module:
 # 30 rounds of one whole batch each: a hospital's patients are so unlike the others' that more local steps lose.
 RECIPE = {"rounds": 30, "epochs": 1, "batch_size": 0, "learning_rate": 0.3, "weight_decay": 0.01, "goal": 4}
 
-TASK = FleetTask("heart", build_model, hospitals, evaluate, "accuracy", 4, RECIPE)
+TASK = FleetTask("heart", build_model, hospitals, evaluate, "accuracy", 4, RECIPE, lambda: load().names)
 
 UPDATES, ROUNDS = 100, 15
 """FLamby's budget: batches a hospital learns from in a round, and rounds."""

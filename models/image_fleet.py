@@ -16,7 +16,7 @@ from scipy.special import gammaincinv
 
 from models.draws import Words, draw_seed, normals, seeds_of, uniforms
 from models.errors import BadInput
-from models.images import decode_png, from_unit_floats
+from models.images import read_image
 from models.population import Ids, Ragged
 from models.task import Rows, Task
 
@@ -50,7 +50,7 @@ class Pool:
         if labels.min() < 0 or labels.max() >= len(task.classes):
             raise BadInput(f"task {task.name}: labels go from 0 to {len(task.classes) - 1}, not to {labels.max()}")
         order = np.argsort(labels, kind="stable")
-        images = np.stack([_pixels(rows.images[labelled[position]], task) for position in order])
+        images = np.stack([read_image(rows.images[labelled[position]], task.input) for position in order])
         sizes = np.bincount(labels, minlength=len(task.classes)).astype(np.int64)
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return cls(x, torch.from_numpy(labels[order]), np.cumsum(sizes) - sizes, sizes)
@@ -98,16 +98,3 @@ class ImageFleet:
         index = starts[chosen] + (drawn[:, :, 1] * sizes[chosen]).astype(np.int64)
         wanted = torch.from_numpy(index[np.arange(width) < counts[:, None]])
         return Ragged(pool.x[wanted], pool.y[wanted], np.cumsum(counts) - counts, counts)
-
-
-def _pixels(image: object, task: Task) -> NDArray[np.uint8]:
-    """uint8 [height, width, channels] of a source's image: bytes of a file, bytes as an array, or floats in [0, 1]."""
-    if isinstance(image, bytes):
-        return decode_png(image, task.input)
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        return from_unit_floats(array, task.input)
-    array = array[:, :, None] if array.ndim == 2 else array
-    if array.shape != task.input.shape:
-        raise BadInput(f"an image has shape {list(array.shape)}; task {task.name} takes {task.input.describe()}")
-    return array

@@ -101,6 +101,26 @@ def from_unit_floats(values: NDArray[np.floating], schema: ImageInput) -> NDArra
     return np.rint(array * 255.0).astype(np.uint8)
 
 
+def read_image(image: object, schema: ImageInput) -> NDArray[np.uint8]:
+    """One raw image, whatever its form, as uint8 [height, width, channels].
+
+    Raises:
+        BadInput: with what is wrong with it.
+    """
+    if isinstance(image, bytes):
+        return decode_png(image, schema)
+    if not isinstance(image, np.ndarray):
+        raise BadInput(f"the image is a {type(image).__name__}, not an array or the bytes of an image file")
+    if image.dtype == np.uint8:
+        array = image[:, :, None] if image.ndim == 2 else image
+        if array.shape != schema.shape:
+            raise BadInput(f"the image has shape {list(image.shape)}; this task takes {list(schema.shape)}")
+        return array
+    if not np.issubdtype(image.dtype, np.floating):
+        raise BadInput(f"the image has values of type {image.dtype}; uint8 or floats in [0, 1] are understood")
+    return from_unit_floats(image, schema)
+
+
 def to_tensor(images: Images) -> torch.Tensor:
     """float32 [n, channels, height, width] in [0, 1]."""
     import torch

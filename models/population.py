@@ -61,18 +61,15 @@ class Population(Protocol):
 class Partition:
     """A data set in arrays, dealt to clients: rows are sorted by client once, and every client is a slice.
 
-    x, y: the sorted arrays (they may be memory-mapped); starts, counts: int64 [clients]; test_*: the same for rows
-    held out, where there are any.
+    x, y: the sorted arrays (they may be memory-mapped); starts, sizes: int64 [clients]; test: rows held out of
+    the same clients, where there are any.
     """
 
     x: torch.Tensor
     y: torch.Tensor
     starts: Ids
     sizes: Ids
-    test_x: torch.Tensor | None = None
-    test_y: torch.Tensor | None = None
-    test_starts: Ids | None = None
-    test_sizes: Ids | None = None
+    test: Partition | None = None
 
     @property
     def size(self) -> int:
@@ -85,10 +82,10 @@ class Partition:
         return Ragged(self.x, self.y, self.starts[clients], self.sizes[clients])
 
     def held_out(self, clients: Ids) -> Ragged:
-        if self.test_x is None or self.test_y is None or self.test_starts is None or self.test_sizes is None:
+        if self.test is None:
             none = np.zeros(len(clients), dtype=np.int64)
             return Ragged(self.x[:0], self.y[:0], none, none)
-        return Ragged(self.test_x, self.test_y, self.test_starts[clients], self.test_sizes[clients])
+        return self.test.rows(clients)
 
 
 def partition(x: NDArray[np.generic], y: NDArray[np.integer], client: NDArray[np.integer]) -> Partition:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 """x float32 [n, ...] -> outputs [n, classes], or log-odds [n, 1]. Images come scaled to [0, 1]."""
 
 CHUNK = 500
 """Rows scored at a time: what a convolution keeps of them stays small."""
+
+
+def scores_of(model: nn.Module, parameters: Mapping[str, torch.Tensor]) -> Scores:
+    """How a model scores rows with these parameters in place of its own."""
+
+    def scores(x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(functional_call(model, dict(parameters), (x,)))
+
+    return scores
 
 
 def outputs_of(scores: Scores, x: torch.Tensor) -> torch.Tensor:
@@ -37,6 +48,14 @@ def rank_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float
     return float((ranks[place[positive]].sum() - wanted * (wanted + 1) / 2) / (wanted * others))
 
 
+def mean_auc(chances: NDArray[np.floating], truth: NDArray[np.integer]) -> float:
+    """Of [rows, classes]: for two classes the AUC of class 1, else the mean of each against the rest; nan where a class
+    is absent.
+    """
+    judged = [1] if chances.shape[1] == 2 else range(chances.shape[1])
+    return float(np.mean([rank_auc(chances[:, each], truth == each) for each in judged]))
+
+
 def binary_quality(odds: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """accuracy, AUC and log-loss of log-odds [rows] against y [rows] of 0 and 1."""
     odds = odds.double()
@@ -49,12 +68,11 @@ def binary_quality(odds: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
 
 
 def class_quality(outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    """accuracy, AUC (of more than two, the mean of each against the rest) and log-loss of [rows, classes]."""
+    """accuracy, AUC (see `mean_auc`) and log-loss of [rows, classes]."""
     chances = torch.softmax(outputs.double(), dim=1).numpy()
     truth = y.numpy()
-    judged = [1] if chances.shape[1] == 2 else range(chances.shape[1])
     return {
         "accuracy": float((chances.argmax(axis=1) == truth).mean()),
-        "auc": float(np.mean([rank_auc(chances[:, each], truth == each) for each in judged])),
+        "auc": mean_auc(chances, truth),
         "log_loss": float(torch.nn.functional.cross_entropy(outputs.double(), y)),
     }

@@ -21,7 +21,7 @@ class Standardise(nn.Module):
         return (images - self.mean) / self.spread
 
 
-def small_cnn(channels: int, classes: int, mean: float, spread: float, hidden: int = 32) -> nn.Sequential:
+def small_cnn(channels: int, classes: int, mean: float, spread: float) -> nn.Sequential:
     """Some 24k parameters: logits [n, classes] of images float [n, channels, 28, 28] in [0, 1].
 
     mean, spread: of the training pixels. SiLU, because rectified units died for good in the noise of dark pictures.
@@ -40,7 +40,7 @@ def small_cnn(channels: int, classes: int, mean: float, spread: float, hidden: i
         nn.SiLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(32 * 3 * 3, hidden),
+        nn.Linear(32 * 3 * 3, 32),
         nn.SiLU(),
-        nn.Linear(hidden, classes),
+        nn.Linear(32, classes),
     )

@@ -82,8 +82,7 @@ def pending(engine: sa.Engine) -> list[Decision]:
 def windows(engine: sa.Engine) -> pd.DataFrame:
     """Every reported window, oldest first; the columns of WINDOWS."""
     with engine.connect() as connection:
-        rows = connection.execute(sa.select(WINDOWS).order_by(WINDOWS.c.window)).all()
-    return pd.DataFrame(rows, columns=[column.name for column in WINDOWS.columns])
+        return pd.read_sql(sa.select(WINDOWS).order_by(WINDOWS.c.window), connection)
 
 
 def enough_rows(engine: sa.Engine, decision: Decision, minimum_new_rows: int) -> bool:

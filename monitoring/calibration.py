@@ -14,11 +14,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from monitoring.drift import CATEGORICAL, COLUMNS, OVERALL, SMALLEST_NORM, DriftPolicy
+from monitoring.drift import CATEGORICAL, COLUMNS, OVERALL, SMALLEST_NORM, DriftPolicy, Floats, jensen_shannon
 
-Floats = NDArray[np.float64]
 _TAIL = 0.9  # quantile above which the tail of the bootstrap is taken as exponential
 
 
@@ -122,21 +120,10 @@ def _distances(column: pd.Series, name: str, window: Floats, again: Floats) -> F
     if name in CATEGORICAL:
         codes, labels = pd.factorize(values, sort=True)
         classes = np.eye(len(labels))[codes]
-        return _jensen_shannon(now @ classes, was @ classes)
+        return jensen_shannon(now @ classes, was @ classes)
     numbers = values.to_numpy(dtype=np.float64)
     order = np.argsort(numbers, kind="stable")
     gaps = np.diff(numbers[order])
     norm = max(float(numbers.std()), SMALLEST_NORM)
     steps = np.cumsum((now - was)[:, order], axis=1)[:, :-1]
     return np.asarray(np.abs(steps) @ gaps / norm, dtype=np.float64)
-
-
-def _jensen_shannon(now: Floats, was: Floats) -> Floats:
-    middle = (now + was) / 2.0
-
-    def divergence(side: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(side > 0.0, side * np.log(side / middle), 0.0)
-        return np.asarray(terms.sum(axis=1), dtype=np.float64)
-
-    return np.sqrt(np.maximum(divergence(now) + divergence(was), 0.0) / 2.0)

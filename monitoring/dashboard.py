@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,12 +60,15 @@ class Dashboard:
     def snapshots(self) -> Path:
         return self.workspace / str(self.project) / "snapshots"
 
-    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str]) -> None:
-        """The project with its panels; written where it is missing, or other than it should be."""
+    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str], errors: str = "") -> None:
+        """The project with its panels; written where it is missing, or other than it should be.
+
+        errors: why the model errs and where to read more, for a panel of its own; empty: none.
+        """
         from evidently.sdk.models import ProjectModel
 
         project = ProjectModel(id=self.project, name=self.model_name, description=title)
-        panels = _panels(self.model_name, list(sites)[:_SERIES], list(classes))
+        panels = _panels(self.model_name, list(sites)[:_SERIES], list(classes), errors)
         home = self.workspace / str(self.project)
         # `listdir` of the UI fails on a project without this folder.
         self.snapshots.mkdir(parents=True, exist_ok=True)
@@ -150,17 +153,9 @@ def snapshot_model(
     from evidently.core.serialization import ReportModel, SnapshotModel
 
     if report is None:
-        model = SnapshotModel(
-            report=ReportModel(items=[]),
-            name=name,
-            timestamp=datetime.fromtimestamp(at),
-            metadata={},
-            tags=[],
-            metric_results={},
-            top_level_metrics=[],
-            widgets=[],
-            tests_widgets=[],
-        )
+        nothing: dict[str, Any] = {"metadata": {}, "tags": [], "metric_results": {}, "top_level_metrics": []}
+        nothing |= {"widgets": [], "tests_widgets": [], "timestamp": datetime.fromtimestamp(at)}
+        model = SnapshotModel(report=ReportModel(items=[]), name=name, **nothing)
     else:
         model = report.to_snapshot_model()
         model = model if full else strip(model)
@@ -231,7 +226,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str], errors: str) -> dict[str, Any]:
     """The panels as Evidently stores them; ids follow from titles, so the same panels are the same file."""
     from evidently.sdk.models import DashboardModel, DashboardPanelPlot, DashboardTabModel, PanelMetric
     from evidently.sdk.panels import bar_plot_panel, counter_panel, line_plot_panel, text_panel
@@ -247,55 +242,40 @@ def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str]) -> di
             for each in of
         ]
 
-    scores = [*lines("accuracy", [OVERALL], PERFORMANCE, "accuracy")]
-    scores += lines("accuracy low", [OVERALL], PERFORMANCE, "low (95%)")
-    scores += lines("accuracy high", [OVERALL], PERFORMANCE, "high (95%)")
-    scores += lines("estimated accuracy", [OVERALL], PERFORMANCE, "estimated without labels")
-    panels: list[DashboardPanelPlot] = [
-        text_panel(
-            title=f"Live traffic of {model_name}",
-            description="A window is odd when two columns pass 1, their threshold, or one passes 3. "
-            "Two odd windows of three raise the alarm.",
-        ),
-        counter_panel(title="Rows in the last window", values=lines("rows", [OVERALL], OVERALL, "rows"), size="half"),
-        counter_panel(
-            title="Share of columns over their threshold, last window",
-            values=lines("drifted share", [OVERALL], OVERALL, "share"),
-            size="half",
-        ),
+    def half(panel: Callable[..., DashboardPanelPlot], title: str, values: list[PanelMetric], **how: Any) -> None:
+        panels.append(panel(title=title, values=values, size="half", **how))
+
+    text = (
+        "A window is odd when two columns pass 1, their threshold, or one passes 3. "
+        "Two odd windows of three raise the alarm."
+    )
+    panels: list[DashboardPanelPlot] = [text_panel(title=f"Live traffic of {model_name}", description=text)]
+    half(counter_panel, "Rows in the last window", lines("rows", [OVERALL], OVERALL, "rows"))
+    over = "Share of columns over their threshold"
+    half(counter_panel, f"{over}, last window", lines("drifted share", [OVERALL], OVERALL, "share"))
+    panels.append(
         line_plot_panel(
             title="How far did each column move? (1 = its threshold)",
             description="Distance from the model's reference rows, divided by the column's calibrated threshold.",
             values=lines("drift", [*COLUMNS, "threshold"], OVERALL),
-        ),
-        line_plot_panel(
-            title="Which sites moved? (worst column, 1 = its threshold)",
-            values=lines("site drift", [*sites, "threshold"], OVERALL),
-            size="half",
-        ),
-        line_plot_panel(
-            title="Share of columns over their threshold",
-            values=lines("drifted share", [OVERALL], OVERALL, "overall"),
-            size="half",
-        ),
-        bar_plot_panel(
-            title="What does the model answer? (share of each class)",
-            values=lines("predicted share", classes, OVERALL),
-            size="half",
-            stacked=True,
-        ),
-        bar_plot_panel(title="Rows per window", values=lines("rows", [OVERALL], OVERALL, "rows"), size="half"),
-        line_plot_panel(
-            title="How often is it right? (from delayed labels, and estimated before they come)",
-            values=scores,
-            size="half",
-        ),
-        line_plot_panel(
-            title="How often is it right at each site? (from delayed labels)",
-            values=lines("accuracy", sites, PERFORMANCE),
-            size="half",
-        ),
-    ]
+        )
+    )
+    moved = lines("site drift", [*sites, "threshold"], OVERALL)
+    half(line_plot_panel, "Which sites moved? (worst column, 1 = its threshold)", moved)
+    half(line_plot_panel, over, lines("drifted share", [OVERALL], OVERALL, "overall"))
+    answers = lines("predicted share", classes, OVERALL)
+    half(bar_plot_panel, "What does the model answer? (share of each class)", answers, stacked=True)
+    half(bar_plot_panel, "Rows per window", lines("rows", [OVERALL], OVERALL, "rows"))
+    legends = {
+        "accuracy": "accuracy", "accuracy low": "low (95%)", "accuracy high": "high (95%)",
+        "estimated accuracy": "estimated without labels",
+    }  # fmt: skip
+    scores = [line for name, legend in legends.items() for line in lines(name, [OVERALL], PERFORMANCE, legend)]
+    half(line_plot_panel, "How often is it right? (from delayed labels, and estimated before they come)", scores)
+    own = lines("accuracy", sites, PERFORMANCE)
+    half(line_plot_panel, "How often is it right at each site? (from delayed labels)", own)
+    if errors:
+        panels.insert(1, text_panel(title="Why does the model err?", description=errors))
     for panel in panels:
         panel.id = uuid.uuid5(uuid.NAMESPACE_URL, f"{model_name}/{panel.title}")
     tab = DashboardTabModel(

@@ -1,4 +1,4 @@
-"""The log database: one SQLAlchemy schema for what was predicted, judged, decided and promoted.
+"""The log database: one SQLAlchemy schema for what was predicted, judged, decided, promoted and expected by customers.
 
 SQLite in WAL mode embedded (one writer at a time, readers never wait), PostgreSQL when shared. Rows are appended;
 only the state of a decision is ever updated.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, String, Table
+from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, UniqueConstraint
+from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = MetaData()
 
@@ -84,9 +85,50 @@ PROMOTIONS = Table(
     sqlite_autoincrement=True,
 )
 
+CASES = Table(
+    "cases",  # what customers expect: a correction and a withdrawal are further versions, nothing is updated
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("case_id", String(32), nullable=False),  # the picture's content hash: its name in the image store
+    Column("version", Integer, nullable=False),  # from 1; the newest one counts
+    Column("expected", String(200), nullable=False),  # the class by name: an index would mean another class one day
+    Column("withdrawn", Boolean, nullable=False),
+    Column("site", String(64)),
+    Column("submitter", String(64), nullable=False),
+    Column("note", String(400), nullable=False),  # of a withdrawal: its reason
+    Column("at", Float, nullable=False),
+    UniqueConstraint("case_id", "version"),  # of two who write the next version at once, one sees the other's
+    sqlite_autoincrement=True,
+)
+
+CASE_FINDINGS = Table(
+    "case_findings",  # what models answered to cases, and why they erred; append-only
+    METADATA,
+    Column("finding", Integer, primary_key=True, autoincrement=True),
+    Column("case_id", String(32), nullable=False),
+    Column("case_version", Integer, nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("cause", String(64)),  # None: nobody has looked for it
+    Column("at", Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
 Index("predictions_request", PREDICTIONS.c.request_id)
-__all__ = ["DECISIONS", "LABELS", "METADATA", "PREDICTIONS", "PROMOTIONS", "WINDOWS", "connect"]
+__all__ = [
+    "CASES",
+    "CASE_FINDINGS",
+    "DECISIONS",
+    "LABELS",
+    "METADATA",
+    "PREDICTIONS",
+    "PROMOTIONS",
+    "WINDOWS",
+    "connect",
+    "insert_new",
+]
 
 
 def connect(url: str) -> sa.Engine:
@@ -104,3 +146,10 @@ def connect(url: str) -> sa.Engine:
 
     METADATA.create_all(engine)
     return engine
+
+
+def insert_new(engine: sa.Engine, table: Table) -> sa.Insert:
+    """An insert that passes over rows whose key is taken; its rowcount says how many were new."""
+    if engine.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()

@@ -103,10 +103,10 @@ class ScopeDrift:
         return max((column.ratio for column in self.columns), default=0.0)
 
 
-def clean(frame: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
-    """Only the columns, as Evidently can take them: finite floats or NaN, classes as text or missing."""
+def clean(frame: pd.DataFrame) -> pd.DataFrame:
+    """COLUMNS alone, as Evidently can take them: finite floats or NaN, classes as text or missing."""
     out = pd.DataFrame(index=range(len(frame)))
-    for name in columns:
+    for name in COLUMNS:
         values = frame[name] if name in frame else pd.Series(np.nan, index=frame.index)
         if name == "prediction":
             out[name] = pd.Series([None if pd.isna(value) else str(value) for value in values], dtype="object")
@@ -119,9 +119,8 @@ def clean(frame: pd.DataFrame, columns: Sequence[str] = COLUMNS) -> pd.DataFrame
 
 def confidence_bands(confidence: Floats) -> pd.Series:
     """The band of each confidence in words, missing where it is NaN."""
-    edges = (0.0, *CONFIDENCE_BANDS)
-    names = [f"below {edges[1]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(edges[1:]))]
-    names.append(f"above {edges[-1]:g}")
+    between = (f"{low:g} to {high:g}" for low, high in pairwise(CONFIDENCE_BANDS))
+    names = [f"below {CONFIDENCE_BANDS[0]:g}", *between, f"above {CONFIDENCE_BANDS[-1]:g}"]
     band = np.searchsorted(CONFIDENCE_BANDS, confidence, side="right")
     return pd.Series([None if np.isnan(c) else names[b] for c, b in zip(confidence, band, strict=True)], dtype="object")
 
@@ -151,15 +150,28 @@ def mixed_reference(
 
 def distance(column: str, reference: pd.Series, current: pd.Series) -> float:
     """The distance of two columns without missing values, equal to Evidently's of the same method."""
-    from scipy.spatial.distance import jensenshannon
+    if column in CATEGORICAL:
+        was, now = _shares(reference, current)
+        return float(jensen_shannon(now.to_numpy(), was.to_numpy()))
     from scipy.stats import wasserstein_distance
 
-    if column in CATEGORICAL:
-        labels = sorted(set(reference) | set(current))
-        shares = [side.value_counts(normalize=True).reindex(labels, fill_value=0.0) for side in (reference, current)]
-        return float(jensenshannon(shares[0].to_numpy(), shares[1].to_numpy()))
     norm = max(float(np.std(reference.to_numpy())), SMALLEST_NORM)
     return float(wasserstein_distance(reference.to_numpy(), current.to_numpy())) / norm
+
+
+def jensen_shannon(now: Floats, was: Floats) -> Floats:
+    """The distances [...] of shares [..., classes]. Scipy's is NaN where two differ by a rounding error."""
+    from scipy.special import rel_entr
+
+    middle = (now + was) / 2.0
+    divergence = rel_entr(now, middle).sum(axis=-1) + rel_entr(was, middle).sum(axis=-1)
+    return np.asarray(np.sqrt(np.maximum(divergence, 0.0) / 2.0))
+
+
+def _shares(*columns: pd.Series) -> list[pd.Series]:
+    """The share of every class in each column, all in the same order."""
+    labels = sorted({label for column in columns for label in column})
+    return [column.value_counts(normalize=True).reindex(labels, fill_value=0.0) for column in columns]
 
 
 def compare(
@@ -172,30 +184,20 @@ def compare(
     columns: Sequence[str] = COLUMNS,
 ) -> ScopeDrift:
     """How far each column of a scope moved, and whether that is odd. Both frames have been through `clean`."""
-    drifts = [_column(scope, name, current[name], reference[name], worth, calibration, policy) for name in columns]
-    return ScopeDrift(scope, len(current), tuple(drifts), is_odd([d.ratio for d in drifts], policy))
 
+    def moved(name: str) -> ColumnDrift:
+        now, was = current[name].dropna(), reference[name].dropna()
+        missing = 1.0 - len(now) / max(len(current), 1)
+        threshold = calibration.threshold(policy, scope, name, len(now), worth)
+        value = distance(name, was, now) if len(now) and len(was) else None
+        ratio = (value or 0.0) / threshold
+        if missing > policy.missing_share and missing / policy.missing_share > ratio:
+            what, before = f"the share of missing {name.replace('_', ' ')}", float(reference[name].isna().mean())
+            return ColumnDrift(name, value, threshold, missing / policy.missing_share, what, before, missing)
+        return ColumnDrift(name, value, threshold, ratio, *_in_words(name, was, now))
 
-def _column(
-    scope: str,
-    name: str,
-    current: pd.Series,
-    reference: pd.Series,
-    worth: float,
-    calibration: Calibration,
-    policy: DriftPolicy,
-) -> ColumnDrift:
-    now, was = current.dropna(), reference.dropna()
-    missing = 1.0 - len(now) / max(len(current), 1)
-    threshold = calibration.threshold(policy, scope, name, len(now), worth)
-    value = distance(name, was, now) if len(now) and len(was) else None
-    ratio = (value or 0.0) / threshold
-    if missing > policy.missing_share and missing / policy.missing_share > ratio:
-        what = f"the share of missing {name.replace('_', ' ')}"
-        return ColumnDrift(
-            name, value, threshold, missing / policy.missing_share, what, float(reference.isna().mean()), missing
-        )
-    return ColumnDrift(name, value, threshold, ratio, *_in_words(name, was, now))
+    drifts = tuple(moved(name) for name in columns)
+    return ScopeDrift(scope, len(current), drifts, is_odd([d.ratio for d in drifts], policy))
 
 
 def is_odd(ratios: Sequence[float], policy: DriftPolicy) -> bool:
@@ -207,19 +209,13 @@ def _in_words(column: str, was: pd.Series, now: pd.Series) -> tuple[str, float, 
     if not len(was) or not len(now):
         return column.replace("_", " "), 0.0, 0.0
     if column in CATEGORICAL:
-        before, after = was.value_counts(normalize=True), now.value_counts(normalize=True)
-        labels = sorted(set(before.index) | set(after.index))
-        most = max(labels, key=lambda label: abs(after.get(label, 0.0) - before.get(label, 0.0)))
-        return f"the share of {_KINDS[column]} {most}", float(before.get(most, 0.0)), float(after.get(most, 0.0))
+        before, after = _shares(was, now)
+        most = str((after - before).abs().idxmax())
+        return f"the share of {_KINDS[column]} {most}", float(before[most]), float(after[most])
     return column.replace("_", " "), float(was.mean()), float(now.mean())
 
 
-def report(
-    drift: ScopeDrift,
-    current: pd.DataFrame,
-    reference: pd.DataFrame,
-    at: float,
-) -> Snapshot | None:
+def report(drift: ScopeDrift, current: pd.DataFrame, reference: pd.DataFrame, at: float) -> Snapshot | None:
     """Evidently's report on one scope of a window; None where no column can be compared.
 
     Every method and threshold is named: left to itself, Evidently changes both at 1,000 reference rows. Columns

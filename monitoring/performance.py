@@ -8,8 +8,6 @@ Confidence on Unseen Distributions", ICCV 2021. A model that is sure and wrong f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -30,31 +28,23 @@ class Accuracy:
     high: float
 
 
-def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share (JASA 1927): it holds for few rows and near 0 and 1, where the usual one fails."""
-    if of <= 0:
-        return 0.0, 1.0
-    share = right / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def accuracies(rows: pd.DataFrame) -> list[Accuracy]:
-    """Overall first, then every site that has labels; empty while there is none.
+    """Overall first, then every site that has labels; empty while there is none. The interval is Wilson's (JASA 1927),
+    which holds for few rows and near 0 and 1, where the usual one fails.
 
     rows: columns site, prediction and `label` (NA where nobody has said yet), as TrafficLog.between returns them.
     """
+    from scipy.stats import binomtest
+
     known = rows[rows[LABEL_COLUMN].notna()]
     if known.empty:
         return []
     right = known["prediction"].astype(int) == known[LABEL_COLUMN].astype(int)
-    scopes = [("overall", right)] + [
-        (str(site), right[known["site"] == site]) for site in sorted(known["site"].unique())
-    ]
-    return [
-        Accuracy(scope, len(hits), float(hits.mean()), *wilson(int(hits.sum()), len(hits))) for scope, hits in scopes
-    ]
+    found = []
+    for scope, hits in [("overall", right), *right.groupby(known["site"])]:
+        interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+        found.append(Accuracy(str(scope), len(hits), float(hits.mean()), float(interval.low), float(interval.high)))
+    return found
 
 
 def overconfidence(labelled: pd.DataFrame) -> float:
@@ -73,11 +63,3 @@ def estimated_accuracy(rows: pd.DataFrame, gap: float = 0.0) -> float:
 
 def labelled_rows(rows: pd.DataFrame) -> int:
     return int(rows[LABEL_COLUMN].notna().sum())
-
-
-def summary(found: Sequence[Accuracy]) -> str:
-    """For a person: accuracy 0.95 (0.91 to 0.97, 250 labels)."""
-    if not found:
-        return "no labels yet"
-    first = found[0]
-    return f"accuracy {first.value:.2f} ({first.low:.2f} to {first.high:.2f}, {first.labelled} labels)"

@@ -16,11 +16,10 @@ from typing import Literal, Self
 
 import pandas as pd
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from models.errors import BadInput, Missing
 from models.quality import QUALITY_COLUMNS
-from monitoring.database import LABELS, PREDICTIONS, connect
+from monitoring.database import LABELS, PREDICTIONS, connect, insert_new
 
 COLUMNS = [column.name for column in PREDICTIONS.columns]
 LABEL_COLUMN = "label"
@@ -88,13 +87,13 @@ class TrafficLog:
     def record(self, predictions: Sequence[Prediction]) -> None:
         """Write all of them or none. Recording the same predictions again changes nothing."""
         for prediction in predictions:
-            self._keep_image(prediction.image_hash, prediction.png)
+            self.keep_image(prediction.image_hash, prediction.png)
         if not predictions:
             return
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(_WRITERS_TURN)
-            connection.execute(self._insert_new(PREDICTIONS), [prediction.row() for prediction in predictions])
+            connection.execute(insert_new(self.engine, PREDICTIONS), [prediction.row() for prediction in predictions])
 
     def label(self, prediction_id: str, label: int, source: str, at: float) -> Literal["stored", "already"]:
         """Write one delayed label; see `label_all`."""
@@ -114,7 +113,7 @@ class TrafficLog:
                 known = sa.select(PREDICTIONS.c.seq).where(PREDICTIONS.c.prediction_id == label.prediction_id)
                 if connection.execute(known).first() is None:
                     raise UnknownPrediction(f"{where}there is no prediction {label.prediction_id!r} in the log")
-                new = connection.execute(self._insert_new(LABELS), vars(label)).rowcount == 1
+                new = connection.execute(insert_new(self.engine, LABELS), vars(label)).rowcount == 1
                 said.append("stored" if new else "already")
                 before = connection.execute(
                     sa.select(LABELS.c.label).where(
@@ -202,17 +201,13 @@ class TrafficLog:
     def close(self) -> None:
         self.engine.dispose()
 
-    def _insert_new(self, table: sa.Table) -> sa.Insert:
-        if self.engine.dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing()
-        return sqlite.insert(table).on_conflict_do_nothing()
-
     def _path(self, image_hash: str) -> Path:
         if not _HASH.fullmatch(image_hash):
             raise BadInput(f"{image_hash!r} is no image name: 32 hexadecimal digits are")
         return self.images / image_hash[:2] / f"{image_hash}.png"
 
-    def _keep_image(self, image_hash: str, png: bytes) -> None:
+    def keep_image(self, image_hash: str, png: bytes) -> None:
+        """Put a PNG into the image store under its content's name, whole or not at all."""
         # Hot: a system call that is not made here, and a Path that is not built, is most of what a row costs.
         path = str(self._path(image_hash))
         if os.path.exists(path):  # noqa: PTH110

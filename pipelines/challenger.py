@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from models.errors import BadInput, Missing
 from pipelines import registry, release
-from pipelines.evaluate import Evaluation, Verdict, evaluate
+from pipelines.cases import ask_cases, keep_report
+from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
 from pipelines.gather import Material, embedded_engine, frozen
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
@@ -25,17 +26,20 @@ SUMMARY_CLUSTERS = 30
 
 
 def judge_challenger(settings: Settings, material: Material, trained: Trained) -> Evaluation:
-    """The challenger against the champion on the same evaluation rows of every site."""
+    """The challenger against the champion on the same evaluation rows of every site, and on every customer's case."""
     champion = None if material.parent is None else weights_of(settings, material.parent)
+    challenger = trained_weights(trained)
     found = evaluate(
         embedded_engine(settings),
         settings.task,
         material.evaluation,
-        trained_weights(trained),
+        challenger,
         champion,
         settings.gate,
         settings.seed,
     )
+    cases = ask_cases(settings, challenger, champion)
+    found = replace(found, verdict=judge_cases(found.verdict, cases), cases=cases)
     LOG.info("evaluate: %s", found.verdict)
     return found
 
@@ -58,8 +62,7 @@ def enter_registry(
         "fedloop.cohort": json.dumps(sorted(material.train)),
         "fedloop.seed": str(settings.seed),
         "fedloop.parent": str(material.parent or ""),
-        "fedloop.gate": str(found.verdict),
-        "fedloop.gate_passed": str(found.verdict.passed).lower(),
+        **_gate_tags(found.verdict),
     }
     # Made up: a registry is outside every site, and no site's picture goes there.
     height, width, channels = task.input.shape
@@ -76,16 +79,27 @@ def enter_registry(
         example=ramp.reshape(2, height, width, channels),
     )
     if version.reused:  # the same weights, judged anew and perhaps on more rows
-        names = ("fedloop.snapshots.evaluation", "fedloop.gate", "fedloop.gate_passed")
         figures = {name: f"{value:.6g}" for name, value in _report_figures(found).items()}
-        registry.tag(settings, version.number, figures | {name: tags[name] for name in names})
+        anew = {"fedloop.snapshots.evaluation": tags["fedloop.snapshots.evaluation"], **_gate_tags(found.verdict)}
+        registry.tag(settings, version.number, figures | anew)
     run.end()
+    if found.cases is not None:
+        keep_report(settings, found.cases, version.number, material.parent)
     write_references(settings, material, parameters, summary, version.number)
     LOG.info(
         "register: %s version %d%s", settings.model_name, version.number,
         " (reused: the same weights are registered)" if version.reused else "",
     )  # fmt: skip
     return version
+
+
+def _gate_tags(verdict: Verdict) -> dict[str, str]:
+    return {
+        "fedloop.gate": str(verdict),
+        "fedloop.gate_passed": str(verdict.passed).lower(),
+        "fedloop.gate_metric_passed": str(verdict.metric_passed).lower(),
+        "fedloop.cases_regressed": json.dumps(verdict.regressed),
+    }
 
 
 def label_history(settings: Settings, parent: int | None, labelled: Labelled | None = None) -> list[dict[str, float]]:
@@ -148,24 +162,3 @@ def _report_figures(found: Evaluation) -> dict[str, float]:
     for column, quartiles in found.challenger.slices.items():
         figures |= {f"slice.{column}.q{i + 1}.accuracy": accuracy for i, (_, accuracy) in enumerate(quartiles)}
     return {name: value for name, value in figures.items() if np.isfinite(value)}
-
-
-def promote_by_hand(settings: Settings, number: int, reason: str) -> int:
-    """Promote a version (0: the challenger) that the gate let pass; returns its number.
-
-    Raises:
-        Missing: there is no such version.
-        BadInput: the gate held it back, and nothing is promoted unmeasured.
-    """
-    if number:
-        version = registry.version(settings, number)
-    else:
-        challenger = registry.by_alias(settings, "challenger")
-        if challenger is None:
-            raise Missing(f"{settings.model_name} has no challenger; `fedloop evaluate` makes one")
-        version = challenger
-    if version.tags.get("fedloop.gate_passed") != "true":
-        verdict = version.tags.get("fedloop.gate", "it was never judged")
-        raise BadInput(f"version {version.number} may not serve: {verdict}")
-    release.promote(settings, version.number, reason)
-    return version.number

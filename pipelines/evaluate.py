@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from models.errors import BadInput
 from models.quality import QUALITY_COLUMNS
 from models.task import Task
+from monitoring.cases import short
+from pipelines.cases import CaseReport
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.jobs import (
     DescribeAnswer,
@@ -25,6 +27,8 @@ from pipelines.settings import GateSettings
 from pipelines.summarize import Snapshots, ask_all
 
 QUARTILES = (0.25, 0.5, 0.75)
+NAMED_CASES = 3
+"""So many cases are named in a sentence; the others are counted."""
 _EXACT = 1e-9
 """A loss of exactly the margin is within it: .65 - .60 is a little more than .05 in binary."""
 
@@ -49,12 +53,23 @@ class ModelReport:
 
 @dataclass(frozen=True)
 class Verdict:
-    passed: bool
+    """metric_passed: by the evaluation rows. regressed: customers' cases that the champion passes and this one fails.
+
+    The two stay apart because a person may override the cases, and nobody the metric.
+    """
+
+    metric_passed: bool
     sentences: tuple[str, ...]
     figures: dict[str, float] = field(default_factory=dict)
+    regressed: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.metric_passed and not self.regressed
 
     def __str__(self) -> str:
-        return ("passed: " if self.passed else "held back: ") + "; ".join(self.sentences)
+        held = "held back by customers' cases: " if self.metric_passed else "held back: "
+        return ("passed: " if self.passed else held) + "; ".join(self.sentences)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Evaluation:
     challenger: ModelReport
     champion: ModelReport | None
     verdict: Verdict
+    cases: CaseReport | None = None
 
 
 def evaluate(
@@ -142,6 +158,37 @@ def judge(task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[Model
         else f"{worst_site} loses {worst:.3f}, more than the margin of {gate.site_margin}"
     )
     return Verdict(overall and fair, tuple(sentences), figures)
+
+
+def judge_cases(verdict: Verdict, report: CaseReport) -> Verdict:
+    """The verdict with what customers' cases add to it.
+
+    A case that the champion passes and the challenger fails is a veto. One that both fail is reported, as is one that
+    cannot be asked; so are all of a first model.
+    """
+    total, failed, lost = len(report.passed), int((~report.passed).sum()), report.regressed
+    unasked = [(case.case_id, why) for case, why in report.questions.unasked]
+    said = []
+    if lost:
+        said.append(f"{len(lost)} that the champion passes, this one fails: {name_cases(lost)}")
+    if rest := failed - len(lost):
+        said.append(f"{'both fail' if report.has_champion else 'it fails'} {rest}")
+    if unasked:
+        said.append(f"{len(unasked)} cannot be asked: {name_cases([name for name, _ in unasked])} ({unasked[0][1]})")
+    sentence = ", ".join([f"{total - failed} of {total} customers' cases pass", *said])
+    figures = {"cases": total, "cases_failed": failed, "cases_regressed": len(lost), "cases_unasked": len(unasked)}
+    return replace(
+        verdict,
+        sentences=(*verdict.sentences, *([sentence] if total or unasked else [])),
+        figures=verdict.figures | {name: float(value) for name, value in figures.items()},
+        regressed=lost,
+    )
+
+
+def name_cases(case_ids: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = len(case_ids) - NAMED_CASES
+    return " ".join(short(each) for each in case_ids[:NAMED_CASES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _quartile_edges(engine: Engine, snapshots: Snapshots, sites: list[str]) -> dict[str, tuple[float, ...]]:

@@ -7,16 +7,14 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.func import functional_call
 
-from models.images import to_tensor
 from models.task import Task
 from monitoring.traffic import TrafficLog
 from pipelines import registry
 from pipelines.challenger import label_history
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan
+from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.store import stack_images
 from pipelines.gather import frozen, site_stores
 from pipelines.loop import initial_weights, strategy_of
@@ -31,7 +29,6 @@ def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None
 
     answers: the log with `truth` and `phase` (stable, dark, after, clean).
     """
-    task = settings.task
     champion = registry.by_alias(settings, "champion")
     fallback = registry.by_alias(settings, "fallback")
     assert champion is not None
@@ -44,7 +41,7 @@ def figures(settings: Settings, summary: Summary, answers: pd.DataFrame) -> None
         "after_clean": answers[answers["phase"] == "clean"],
         "oracle_during_retrained": _oracle_answers(settings, champion, after),
     }
-    quality = {name: quality_of(part, task) for name, part in parts.items()}
+    quality = {name: quality_of(part) for name, part in parts.items()}
     for metric in ("accuracy", "auc"):
         values = {name: found[metric] for name, found in quality.items()}
         lost = values["oracle_during_retrained"] - values["during"]
@@ -96,10 +93,7 @@ def _trained_before(settings: Settings, champion: registry.Version) -> Snapshots
 
 
 def predict(task: Task, parameters: Parameters, pngs: Iterable[bytes]) -> np.ndarray:
-    images = stack_images(pngs, task.input)
-    with torch.no_grad():
-        outputs = functional_call(task.build_model().eval(), parameters, (to_tensor(images),))
-    return torch.softmax(outputs.double(), dim=1).numpy()
+    return class_probabilities(task, parameters, stack_images(pngs, task.input))
 
 
 def _evaluation_rows(settings: Settings, champion: registry.Version) -> int:

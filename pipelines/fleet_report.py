@@ -36,19 +36,16 @@ def plot_fleet(records: Records, fleet: Fleet, path: Path) -> Path:
     """Four pictures of a run's rounds in one file; records: figures of at least one round of this fleet."""
     if not records:
         raise Missing("there is no round to show; train on the fleet first")
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9.5), layout="constrained")
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    axes = figure.subplots(2, 2)
     _sessions(axes[0, 0], records)
     _hours(axes[0, 1], records)
     _participation(axes[1, 0], records, fleet)
     _bytes(axes[1, 1], records)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     return path
 
 

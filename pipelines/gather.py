@@ -16,6 +16,7 @@ from models.task import Rows
 from monitoring.traffic import TrafficLog
 from pipelines import registry
 from pipelines.federated.engines.local import LocalEngine
+from pipelines.federated.queue import People
 from pipelines.federated.site import sites_of
 from pipelines.federated.store import SiteStore
 from pipelines.ingest import Ingested, ingest
@@ -53,7 +54,8 @@ def site_stores(settings: Settings) -> dict[str, SiteStore]:
 
 def embedded_engine(settings: Settings) -> LocalEngine:
     torch.set_num_threads(settings.training.threads)
-    return LocalEngine(sites_of(settings.task, site_stores(settings)))
+    people = People() if settings.labels.annotator == "desk" else None
+    return LocalEngine(sites_of(settings.task, site_stores(settings), people))
 
 
 def site_plan(settings: Settings) -> SitePlan:

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from models.errors import BadInput
-from models.images import ImageInput, content_hash, decode_png, encode_png, from_unit_floats
+from models.images import content_hash, encode_png, read_image
 from models.quality import QUALITY_COLUMNS, quality
 from models.task import Rows, Task
 from pipelines.federated.files import digest
@@ -63,7 +62,8 @@ def ingest(
     store.deposit(dict(zip(labelled["row_id"], labelled["label"].astype("int64"), strict=True)))
     content = new[["row_id", "png", *QUALITY_COLUMNS]]
     name = digest(task.name, store.site, split, list(new["row_id"]))
-    if not store.has(name):
+    reused = store.has(name)
+    if not reused:
         manifest = Manifest(
             id=name,
             task=task.name,
@@ -77,43 +77,22 @@ def ingest(
             parent=parents[-1] if parents else None,
         )
         store.write(manifest, content)
-        return Ingested((*parents, name), len(new), known_rows, len(refused), reused=False)
-    return Ingested((*parents, name), len(new), known_rows, len(refused), reused=True)
-
-
-def read_image(image: Any, schema: ImageInput) -> NDArray[np.uint8]:
-    """One raw image, whatever its form, as uint8 [height, width, channels].
-
-    Raises:
-        BadInput: with what is wrong with it.
-    """
-    if isinstance(image, bytes):
-        return decode_png(image, schema)
-    if not isinstance(image, np.ndarray):
-        raise BadInput(f"the image is a {type(image).__name__}, not an array or the bytes of an image file")
-    if image.dtype == np.uint8:
-        array = image[:, :, None] if image.ndim == 2 else image
-        if array.shape != schema.shape:
-            raise BadInput(f"the image has shape {list(image.shape)}; this task takes {list(schema.shape)}")
-        return array
-    if not np.issubdtype(image.dtype, np.floating):
-        raise BadInput(f"the image has values of type {image.dtype}; uint8 or floats in [0, 1] are understood")
-    return from_unit_floats(image, schema)
+    return Ingested((*parents, name), len(new), known_rows, len(refused), reused)
 
 
 def _read(rows: Rows, task: Task) -> pd.DataFrame:
     """One line per raw row: row, problem (or None), row_id, png, label and the quality columns."""
     lines: list[dict[str, Any]] = []
     arrays = []
-    for number, (image, label) in enumerate(zip(rows.images, rows.labels, strict=True)):
+    for number, image in enumerate(rows.images):
+        line: dict[str, Any] = {"row": number, "problem": None, "row_id": None, "png": None}
         try:
-            array = read_image(image, task.input)
+            arrays.append(read_image(image, task.input))
+            line["png"] = encode_png(arrays[-1])
+            line["row_id"] = content_hash(line["png"])
         except BadInput as error:
-            lines.append({"row": number, "problem": str(error), "row_id": None, "png": None, "label": label})
-            continue
-        png = encode_png(array)
-        arrays.append(array)
-        lines.append({"row": number, "problem": None, "row_id": content_hash(png), "png": png, "label": label})
+            line["problem"] = str(error)
+        lines.append(line)
     table = pd.DataFrame(lines)
     table["label"] = [_label_number(label) for label in rows.labels]
     readable = table["problem"].isna()
@@ -127,9 +106,9 @@ def _label_number(label: Any) -> float:
     """NaN where nobody has said; a label that is there but is no number is an unknown one (-1), not a missing one."""
     if label is None:
         return float("nan")
-    try:
+    try:  # not pandas.to_numeric: one complex number among the labels would garble the others
         number = float(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return -1.0
     return number if np.isfinite(number) else -1.0
 
@@ -157,9 +136,8 @@ def _validate(table: pd.DataFrame, labels: Sequence[Any], task: Task) -> pd.Data
             },
         }
     )
-    reasons: dict[int, str] = {
-        int(row): problem for row, problem in table.loc[table["problem"].notna(), ["row", "problem"]].to_numpy()
-    }
+    refused = table[table["problem"].notna()]
+    reasons: dict[int, str] = dict(zip(refused["row"], refused["problem"], strict=True))
     try:
         schema.validate(readable, lazy=True)
     except pa.errors.SchemaErrors as failures:

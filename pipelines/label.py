@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.annotating import annotated
 from pipelines.federated.choosing import STRATEGIES
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.files import digest
-from pipelines.federated.jobs import AnnotateAnswer, AnnotateJob, Counts, Parameters, Singles, SpreadAnswer, SpreadJob
+from pipelines.federated.jobs import AnnotateJob, Counts, Parameters, Singles, SpreadAnswer, SpreadJob
 from pipelines.federated.spreading import agreed_labels
 from pipelines.settings import LabelSettings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
@@ -33,6 +34,7 @@ class Labelling:
     rows: int
     bought: int
     newly_bought: int
+    pending: int  # rows that were to be bought and have no label yet
     spread: int
     accuracy: float
     coverage: float  # share of all rows that have a label, bought or spread
@@ -77,17 +79,12 @@ def label(
         quota = share_out({s: c.sum(keepdims=True) for s, c in summary.counts.items()}, budget, budget, seed)
     sites, asked = list(quota), model if strategy.needs_model else None
     centroids, space = summary.centroids, summary.space
-    annotated = ask_all(
-        engine,
-        {
-            s: AnnotateJob(space, snapshots[s], centroids, name, quota[s], seed, before.centroids, before.radius, asked)
-            for s in sites
-        },
-        AnnotateAnswer,
-    )
-    histogram = np.sum([answer.histogram for answer in annotated.values()], axis=0)
-    bought = sum(answer.bought for answer in annotated.values())
-    labelling = digest(summary.id, settings.model_dump(), budget, seed, histogram.tolist())
+    people = settings.annotator == "desk"
+    known_by = (before.centroids, before.radius, asked, settings.opinions if people else 1)
+    jobs = {s: AnnotateJob(space, snapshots[s], centroids, name, quota[s], seed, *known_by) for s in sites}
+    said = annotated(engine, jobs, settings.patience_s if people else 0.0)
+    histogram, bought = said.histogram, said.bought
+    labelling = digest(summary.id, settings.inputs(), budget, seed, histogram.tolist())
     how = (settings.spread, centroids, histogram, summary.radius)
     limits = (settings.spread_weight, settings.spread_confidence, settings.spread_check)
     spread = ask_all(engine, {s: SpreadJob(labelling, space, *how, *limits, seed) for s in sites}, SpreadAnswer)
@@ -100,7 +97,8 @@ def label(
         summary=summary,
         rows=rows,
         bought=bought,
-        newly_bought=sum(answer.new for answer in annotated.values()),
+        newly_bought=said.new,
+        pending=said.pending,
         spread=reached,
         accuracy=correct / known_spread if known_spread else float("nan"),
         coverage=sum(answer.bought + answer.spread for answer in spread.values()) / rows,

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.nn.modules.dropout import _DropoutNd
-
 from models.artifact import read as read_weights
 from models.draws import draw_seed
 from models.errors import BadInput, Missing
@@ -53,6 +51,7 @@ class Labelled:
     agreeing: float
     sites_off: int = 0
     suspects: int = 0
+    pending: int = 0
     reused: bool = False
 
 
@@ -78,14 +77,16 @@ def buy_labels(settings: Settings, material: Material, adapted: Trained | None =
         return None
     engine = embedded_engine(settings)
     encoder = trained_weights(adapted) if adapted else None
-    key = digest("label", material.new, settings.labels.model_dump(), settings.seed, adapted.key if adapted else "")
+    key = digest("label", material.new, settings.labels.inputs(), settings.seed, adapted.key if adapted else "")
 
     def compute() -> dict[str, Any]:
         before = {s: tuple(i for i in own if i not in material.new.get(s, ())) for s, own in material.train.items()}
         made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder, before)
         return {"id": made.id} | _figures(made)
 
-    values, reused = once(settings.folder, "label", key, compute)
+    # People who have not finished are asked again by the next call, so what is incomplete is not kept as done.
+    whole = "pending" if settings.labels.annotator == "desk" else None
+    values, reused = once(settings.folder, "label", key, compute, unless=whole)
     done = Labelled(**(values | {"reused": reused}))
     LOG.info(
         "label: %d of %d rows bought (%.1f%%, %d of them anew), spread to %d more: %.1f%% right, %.0f%% covered%s%s",
@@ -98,7 +99,10 @@ def buy_labels(settings: Settings, material: Material, adapted: Trained | None =
 
 
 def _figures(made: Labelling) -> dict[str, Any]:
-    names = ("rows", "bought", "newly_bought", "spread", "accuracy", "coverage", "agreeing", "sites_off", "suspects")
+    names = (
+        *("rows", "bought", "newly_bought", "spread", "accuracy", "coverage", "agreeing"),
+        *("sites_off", "suspects", "pending"),
+    )
     return {name: getattr(made, name) for name in names}
 
 
@@ -160,6 +164,7 @@ def _run(
         Cohort(goal=training.cohort_goal, minimum=training.minimum_reports),
         material.new if material.parent is not None else {},
         training.final_rate,
+        origin,
     )
     key = digest(
         settings.task.name, stage, origin, labellings, material.train, plan.fresh, rounds, plan.seed,
@@ -206,15 +211,7 @@ def _origin(settings: Settings, version: int) -> str:
 
 
 def initial_weights(settings: Settings) -> Parameters:
-    model = drawn_model(settings.task.build_model, settings.seed)
-    unfit = (m for m in model.modules() if isinstance(m, _DropoutNd) or list(m.buffers(recurse=False)))
-    stateful = sorted({type(module).__name__ for module in unfit})
-    if stateful:
-        raise BadInput(
-            f"task {settings.task.name}: {', '.join(stateful)} keeps state or draws at random in the forward pass, so "
-            "sites could not be stepped together nor a run resumed exactly; use GroupNorm, or weight decay for dropout"
-        )
-    return parameters_of(model)
+    return parameters_of(drawn_model(settings.task, settings.seed))
 
 
 def weights_of(settings: Settings, version: int) -> Parameters:
@@ -231,12 +228,19 @@ def trained_weights(trained: Trained) -> Parameters:
 # -- once -------------------------------------------------------------------------------------------------------
 
 
-def once(folder: Path, step: str, key: str, compute: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
-    """A step's result by the key of its inputs: from disk where it was done before, else computed and kept."""
+def once(
+    folder: Path, step: str, key: str, compute: Callable[[], dict[str, Any]], unless: str | None = None
+) -> tuple[dict[str, Any], bool]:
+    """A step's result by the key of its inputs: from disk where it was done before, else computed and kept.
+
+    unless: a value of the result that, where it is not zero, says that the step is not done.
+    """
     path = folder / "steps" / f"{step}-{key}.json"
     if path.is_file():
         return json.loads(path.read_text()), True
     values = compute()
+    if unless and values[unless]:
+        return values, False
     write_atomically(path, json.dumps(values, indent=2).encode())
     return values, False
 

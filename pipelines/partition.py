@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from models.camera import Camera, capture, draw_camera
 from models.errors import BadInput
+from models.images import read_image
 from models.task import Rows, Task
-from pipelines.ingest import read_image
 from pipelines.settings import SiteSettings
 
 

@@ -12,12 +12,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from filelock import FileLock
 from models.errors import BadInput, Missing
 from models.images import Images
 from pipelines import packing
-from pipelines.packing import SUMMARY, lay_out
+from pipelines.packing import lay_out
 from pipelines.settings import Settings
 from pipelines.tracking import KEY, connection, experiment_id
 
@@ -34,23 +34,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = [
-    "CHALLENGER",
-    "CHAMPION",
-    "FALLBACK",
-    "SUMMARY",
-    "Version",
-    "by_alias",
-    "drop_alias",
-    "fetch",
-    "register",
-    "set_alias",
-    "tag",
-    "version",
-    "versions",
-]
-
 CHAMPION, CHALLENGER, FALLBACK = "champion", "challenger", "fallback"
+
+T = TypeVar("T")
 
 _DATA = "data"
 _ORIGIN = "origin.json"
@@ -77,14 +63,14 @@ def register(
     figures: Mapping[str, float],
     summary: Path | None,
     example: Images,
+    run_id: str,
     extra_files: Sequence[Path] = (),
-    run_id: str | None = None,
 ) -> Version:
     """Register a model under alias `challenger`, or find the version that has the same key.
 
     key: names the model's inputs by content (letters, digits, . _ : -). figures: become metrics of the model and tags
     of the version. example: a few images [n, h, w, c], shown on the version's page. run_id: the MLflow run that
-    trained it; without one, a run is made that holds the figures.
+    trained it.
 
     Raises:
         BadInput: the parameters do not fit the task's model, or two files have one name.
@@ -136,9 +122,8 @@ def fetch(settings: Settings, number: int) -> Path:
     """
     folder = settings.folder / "models" / str(number)
     with connection(settings) as client:
-        with _not_found() as there:
-            origin = client.get_model_version_download_uri(settings.model_name, str(number))
-        if not there:
+        origin = _unless_missing(lambda: client.get_model_version_download_uri(settings.model_name, str(number)))
+        if origin is None:
             raise Missing(f"the registry has no version {number} of {settings.model_name!r}")
         # A registry that was thrown away counts from 1 again: the number alone does not name the weights.
         if (folder / _ORIGIN).is_file() and json.loads((folder / _ORIGIN).read_text()) == origin:
@@ -163,8 +148,8 @@ def set_alias(settings: Settings, alias: str, number: int) -> None:
 
 def drop_alias(settings: Settings, alias: str) -> None:
     """Take the alias away; nothing happens when no version has it."""
-    with connection(settings) as client, _not_found():
-        client.delete_registered_model_alias(settings.model_name, alias)
+    with connection(settings) as client:
+        _unless_missing(lambda: client.delete_registered_model_alias(settings.model_name, alias))
 
 
 def tag(settings: Settings, number: int, tags: Mapping[str, str]) -> None:
@@ -182,20 +167,16 @@ def _create(
     tags: Mapping[str, str],
     figures: Mapping[str, float],
     example: Images,
-    run_id: str | None,
+    run_id: str,
 ) -> Version:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
     from mlflow.pyfunc import save_model
     from mlflow.types import Schema, TensorSpec
 
     name, task = settings.model_name, settings.task
     experiment = experiment_id(client, settings)
-    own_run = run_id is None
-    if run_id is None:
-        run_id = client.create_run(
-            experiment, run_name=f"register-{key[:16]}", tags={KEY: f"register:{key}"}
-        ).info.run_id
     logged = client.create_logged_model(
         experiment, name=name, source_run_id=run_id, tags={KEY: key}, model_type="fedloop"
     )
@@ -224,10 +205,11 @@ def _create(
     now = int(time.time() * 1000)
     metrics = [Metric(k, float(v), now, 0, model_id=logged.model_id, run_id=run_id) for k, v in figures.items()]
     client.log_batch(run_id, metrics=metrics)
-    if own_run:
-        client.set_terminated(run_id)
-    with _exists_already():
+    try:
         client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     every = {k: str(v) for k, v in tags.items()} | {k: f"{v:.6g}" for k, v in figures.items()} | {KEY: key}
     with _default_address(settings.registry_uri):
         made = client.create_model_version(
@@ -245,10 +227,8 @@ def _by_key(client: MlflowClient, settings: Settings, key: str) -> Version | Non
 
 
 def _by_alias(client: MlflowClient, settings: Settings, alias: str) -> Version | None:
-    found: list[Version] = []
-    with _not_found():
-        found.append(_version(client.get_model_version_by_alias(settings.model_name, alias)))
-    return next(iter(found), None)
+    found = _unless_missing(lambda: client.get_model_version_by_alias(settings.model_name, alias))
+    return None if found is None else _version(found)
 
 
 def _search(client: MlflowClient, condition: str) -> list[Version]:
@@ -265,31 +245,18 @@ def _version(found: ModelVersion) -> Version:
     return Version(int(found.version), dict(found.tags), found.creation_timestamp / 1000.0, found.run_id)
 
 
-@contextmanager
-def _not_found() -> Iterator[list[bool]]:
-    """Pass over MLflow's ways to say that there is no such model, version or alias; the list is empty then."""
+def _unless_missing(ask: Callable[[], T]) -> T | None:
+    """The answer; None where MLflow says, in one of its ways, that there is no such model, version or alias."""
     from mlflow.exceptions import MlflowException
 
-    there = [True]
     try:
-        yield there
+        return ask()
     except MlflowException as error:
         # A missing alias of an existing model is an INVALID_PARAMETER_VALUE.
         missing_alias = error.error_code == "INVALID_PARAMETER_VALUE" and "alias" in str(error)
         if error.error_code != "RESOURCE_DOES_NOT_EXIST" and not missing_alias:
             raise
-        there.clear()
-
-
-@contextmanager
-def _exists_already() -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+        return None
 
 
 @contextmanager

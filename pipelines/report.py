@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
+from rich.table import Column, Table
 
+from models.scores import mean_auc
 from models.task import Task
 from pipelines.federated.files import write_atomically
 
@@ -44,29 +45,20 @@ class Summary:
         write_atomically(path, json.dumps(_plain(self.values), indent=2).encode() + b"\n")
 
 
-def quality_of(answers: pd.DataFrame, task: Task) -> dict[str, float]:
+def quality_of(answers: pd.DataFrame) -> dict[str, float]:
     """accuracy and auc (two classes: of class 1; more: macro one-against-rest) of logged answers with their `truth`."""
-    from sklearn.metrics import roc_auc_score
-
     if answers.empty:
         return {"accuracy": float("nan"), "auc": float("nan")}
     truth = answers["truth"].to_numpy(dtype=np.int64)
     probabilities = np.array(answers["probabilities"].tolist(), dtype=np.float64)
     accuracy = float((answers["prediction"].to_numpy(dtype=np.int64) == truth).mean())
-    if len(np.unique(truth)) < len(task.classes):
-        return {"accuracy": accuracy, "auc": float("nan")}
-    if len(task.classes) == 2:
-        return {"accuracy": accuracy, "auc": float(roc_auc_score(truth, probabilities[:, 1]))}
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return {"accuracy": accuracy, "auc": float(roc_auc_score(truth, probabilities, multi_class="ovr"))}
+    return {"accuracy": accuracy, "auc": mean_auc(probabilities, truth)}
 
 
 def table(summary: Summary, task: Task, title: str) -> Table:
     """The summary as a table to read."""
     values = summary.values
-    shown = Table(title=title, title_justify="left", show_header=False, min_width=78)
-    shown.add_column(style="bold")
-    shown.add_column()
+    shown = Table(Column(style="bold"), "", title=title, title_justify="left", show_header=False, min_width=78)
     for metric in ("accuracy", "auc"):
         v = values[metric]
         line = f"before {v['before']:.3f}   during {v['during']:.3f}   [bold]after {v['after']:.3f}[/bold]"
@@ -109,10 +101,7 @@ def picture(
     answers: seq, at, prediction, truth, model_version, phase, in the order of the log; windows: from_seq, to_seq, odd;
     oracle: the accuracy to hope for on the drifted traffic.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     chunk = 125
     answers = answers[answers["truth"].notna()]
@@ -123,7 +112,8 @@ def picture(
         """Where in the order of requests a moment lies."""
         return float(seq[min(int(np.searchsorted(answers["at"].to_numpy(dtype=np.float64), at)), len(seq) - 1)])
 
-    figure, axis = plt.subplots(figsize=(10, 4.8), layout="constrained")
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    axis = figure.subplots()
     for position, (_, window) in enumerate(windows[windows["odd"] == 1].iterrows()):
         name = "window that the monitor found odd" if position == 0 else None
         axis.axvspan(window["from_seq"], window["to_seq"], color="#c44e52", alpha=0.13, lw=0, label=name)
@@ -159,7 +149,6 @@ def picture(
     axis.legend(loc="lower left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 

@@ -24,7 +24,9 @@ from starlette.exceptions import HTTPException
 
 from models.errors import FedloopError
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
+from pipelines import serving_cases
 from pipelines import serving_wire as wire
+from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
 from pipelines.serving_door import Door
 from pipelines.serving_metrics import Metrics
@@ -35,7 +37,7 @@ from pipelines.settings import Settings, load_settings
 LOG_BUSY_MS = 5000
 """How long a request waits for another writer of an SQLite log before it is refused."""
 
-TYPES = {
+TYPES = serving_cases.TYPES | {
     "/predict": ("application/json",),
     "/predict/image": IMAGE_TYPES,
     "/predict/images": ("multipart/form-data",),
@@ -67,6 +69,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Door, types=TYPES, on_answer=metrics.answered)
     _speak_with_one_voice(app)
+    app.include_router(serving_cases.router(task, log, lambda: watcher.served))
+    app.include_router(desk.create_router(settings))
 
     def answer(row: Prediction) -> dict[str, Any]:
         return {

@@ -17,6 +17,8 @@ ENDPOINTS = (
     "/predict/image",
     "/predict/images",
     "/feedback",
+    "/cases",
+    "/cases/file",
     "/healthz",
     "/readyz",
     "/model",

@@ -76,17 +76,17 @@ Pixels = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Instance(_Strict):
+class Instance(Strict):
     pixels: Pixels
     request_id: RequestId | None = None
     at: EventTime | None = None
 
 
-class PredictBody(_Strict):
+class PredictBody(Strict):
     """One image as `pixels`, or several as `instances`."""
 
     site: Name
@@ -96,7 +96,7 @@ class PredictBody(_Strict):
     instances: Annotated[list[Instance], Field(max_length=MAX_ROWS)] | None = None
 
 
-class ImageQuery(_Strict):
+class ImageQuery(Strict):
     """What the address of an image request says."""
 
     site: Name
@@ -104,14 +104,14 @@ class ImageQuery(_Strict):
     at: EventTime | None = None
 
 
-class ImagesQuery(_Strict):
+class ImagesQuery(Strict):
     """What the address of a request with several images says."""
 
     site: Name
     at: EventTime | None = None
 
 
-class FeedbackItem(_Strict):
+class FeedbackItem(Strict):
     """Delayed ground truth: the class of a prediction, by index or by name."""
 
     prediction_id: Annotated[str, StringConstraints(min_length=1, max_length=36)]
@@ -131,7 +131,7 @@ FeedbackBody = Annotated[
 ]
 
 
-Query = TypeVar("Query", ImageQuery, ImagesQuery)
+Query = TypeVar("Query", bound=BaseModel)
 
 
 def from_query(model: type[Query], values: Mapping[str, str]) -> Query:
@@ -159,12 +159,12 @@ def rows_from_json(body: PredictBody, schema: ImageInput) -> list[Row]:
         if body.pixels is None:
             raise Refusal(422, "invalid", "give one image as `pixels` or several as `instances`")
         one = Instance(pixels=body.pixels, request_id=body.request_id)
-        return [_row(None, _from_pixels(None, one.pixels, schema), body.site, body.at, body.request_id)]
+        return [_row(None, image_from_pixels(None, one.pixels, schema), body.site, body.at, body.request_id)]
     if body.pixels is not None or body.request_id is not None:
         raise Refusal(422, "invalid", "`pixels` and `request_id` belong inside `instances` when there are any")
     _count(len(body.instances))
     return [
-        _row(i, _from_pixels(i, each.pixels, schema), body.site, each.at or body.at, each.request_id)
+        _row(i, image_from_pixels(i, each.pixels, schema), body.site, each.at or body.at, each.request_id)
         for i, each in enumerate(body.instances)
     ]
 
@@ -180,14 +180,18 @@ def rows_from_files(
     rows = []
     for i, (data, request_id) in enumerate(zip(files, request_ids, strict=True)):
         where = None if alone else i
-        if data and not data.startswith(_MAGIC):
-            raise _refuse(where, "the bytes are no PNG and no JPEG image")
-        try:
-            image = decode_png(data, schema)
-        except BadInput as error:
-            raise _refuse(where, str(error)) from error
-        rows.append(_row(where, image, site, at, request_id))
+        rows.append(_row(where, image_from_file(where, data, schema), site, at, request_id))
     return rows
+
+
+def image_from_file(row: int | None, data: bytes, schema: ImageInput) -> NDArray[np.uint8]:
+    """uint8 [height, width, channels] of an image file's bytes."""
+    if data and not data.startswith(_MAGIC):
+        raise _refuse(row, "the bytes are no PNG and no JPEG image")
+    try:
+        return decode_png(data, schema)
+    except BadInput as error:
+        raise _refuse(row, str(error)) from error
 
 
 def class_index(label: int | str, classes: Sequence[str], row: int | None) -> int:
@@ -217,6 +221,8 @@ def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
             said = f"{name!r} is no field of this request"
         case "string_pattern_mismatch" if name == "request_id":
             said = "request_id may hold visible ASCII characters only, 64 at most"
+        case "string_pattern_mismatch" if name in ("by", "note", "reason"):
+            said = f"{name} is empty or holds characters that cannot be printed"
         case "string_pattern_mismatch":
             said = f"{name} may hold letters, digits, dots, _ and - only, 64 at most, and not begin with a sign"
         case "too_long":
@@ -240,7 +246,8 @@ def _refuse(row: int | None, message: str) -> Refusal:
     return Refusal(422, "invalid", message if row is None else f"row {row}: {message}")
 
 
-def _from_pixels(row: int | None, pixels: Any, schema: ImageInput) -> NDArray[np.uint8]:
+def image_from_pixels(row: int | None, pixels: Any, schema: ImageInput) -> NDArray[np.uint8]:
+    """uint8 [height, width, channels] of nested lists of floats in [0, 1]."""
     try:
         values = np.asarray(pixels)
     except ValueError:

@@ -49,6 +49,13 @@ class LabelSettings(BaseModel):
     spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a sure spread label in training")
     spread_confidence: float = Field(0.6, ge=0, le=1, description="a spread label is at least so sure")
     spread_check: float = Field(0.6, ge=0, le=1, description="share of held-out labels it must get right at a site")
+    annotator: Literal["oracle", "desk"] = Field("oracle", description="the archive's truth, or people at /desk")
+    opinions: int = Field(1, ge=1, le=2, description="people at the desk that must agree on a row")
+    patience_s: float = Field(8 * 3600.0, ge=0, description="how long a run waits for the desk")
+
+    def inputs(self) -> dict[str, Any]:
+        """The values that decide what is bought: how long one waits for it is none of them."""
+        return self.model_dump(exclude={"patience_s"})
 
 
 class TrainingSettings(BaseModel):
@@ -79,6 +86,15 @@ class GateSettings(BaseModel):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(200, ge=20, description="paired bootstrap replicates")
     site_minimum_rows: int = Field(20, ge=1, description="sites with fewer rows cannot veto")
+
+
+class DiagnosisSettings(BaseModel):
+    """Looking for the causes of a version's errors."""
+
+    rate: float = Field(0.05, gt=0, lt=0.5, description="of rows like the learned ones, how many may be called unseen")
+    clusters: int = Field(60, ge=1, description="federated clusters that say what other sites have seen")
+    explained: int = Field(24, ge=0, description="errors at most that a site explains one by one")
+    pictures: bool = Field(False, description="live: the federation's report may show pictures, all sites being ours")
 
 
 class PortSettings(BaseModel):
@@ -114,6 +130,7 @@ class Settings(BaseSettings):
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
     gate: GateSettings = GateSettings()
+    diagnosis: DiagnosisSettings = DiagnosisSettings()
     drift: DriftPolicy = DriftPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
     retrain: RetrainSettings = RetrainSettings()

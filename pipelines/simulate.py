@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
 from models.errors import BadInput
 from models.fleet_task import FleetTask, find_fleet_task
 from models.population import Population
+from models.scores import scores_of
 from pipelines.federated.buffered import Buffering
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.cohort import DAY_S, KEYBOARD_COHORT
@@ -27,7 +27,7 @@ from pipelines.federated.compression import ErrorFeedback, Quantise
 from pipelines.federated.engines.fleet import FleetEngine
 from pipelines.federated.engines.tuning import arrange
 from pipelines.federated.engines.turnout import Always, OnClock, Turnout
-from pipelines.federated.fednova import FedNova
+from pipelines.federated.fednova import FEDNOVA
 from pipelines.federated.files import digest
 from pipelines.federated.fleet import Fleet
 from pipelines.federated.kernels.choose import choose, kernel_named
@@ -36,10 +36,10 @@ from pipelines.federated.low_rank import LowRank
 from pipelines.federated.personal import Personalisation, compare
 from pipelines.federated.plan import RoundRecord, TrainingPlan, TrainingState
 from pipelines.federated.remembered import Remembered
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import RandomMask, TopK
-from pipelines.federated.stages import Stage
+from pipelines.federated.stages import Stage, sent_bytes
 from pipelines.federated.steps import steps_of
 from pipelines.federated.strategies import find_strategy
 from pipelines.federated.strategy import Strategy
@@ -52,7 +52,7 @@ CHECKPOINT_S = 5.0
 """Seconds between checkpoints at least: a round of a small model takes less than writing one."""
 TELL_S = 10.0
 """Seconds between lines of progress."""
-BY_ROUNDS = (Scaffold().name, FedNova().name)
+BY_ROUNDS = (SCAFFOLD, FEDNOVA)
 PLAN_BYTES = 4096.0
 """What a device is sent beside the parameters: which rows, how many epochs, where to report."""
 IN_FLIGHT = 4
@@ -95,7 +95,6 @@ class Outcome:
     metric: str
     history: tuple[tuple[int, float], ...]  # round, the metric
     seconds: float
-    rounds_run: int
     client_updates_per_s: float
     kernel: str
     processes: int
@@ -142,7 +141,7 @@ def simulate(
     population = task.population(simulation.population, simulation.seed)
     if population.size < simulation.cohort:
         raise BadInput(f"task {simulation.task} has {population.size} clients, fewer than --cohort {simulation.cohort}")
-    model = drawn_model(task.build_model, simulation.seed)
+    model = drawn_model(task, simulation.seed)
     initial, layout = parameters_of(model), Layout.of_model(model)
     strategy = strategy_of(simulation)
     plan = TrainingPlan((), {}, simulation.rounds, simulation.seed, strategy)
@@ -167,11 +166,10 @@ def simulate(
     with engine(*arrangement, turnout_of(simulation, population, layout)) as running:
         state = train(plan, initial, running, folder, teller, CHECKPOINT_S)
     seconds = time.monotonic() - began
-    own = state.log[before.round if before else 0 :]
-    updates = sum(record.reports for record in own)
+    updates = sum(record.reports for record in state.log[before.round if before else 0 :])
     fleet = None if simulation.always_available else fleet_of(simulation, population)
     return Outcome(
-        simulation, fleet, state, teller.quality(state), task.metric, tuple(teller.history), seconds, len(own),
+        simulation, fleet, state, teller.quality(state), task.metric, tuple(teller.history), seconds,
         updates / max(seconds, 1e-9), kernel, *arrangement, str(folder),
     )  # fmt: skip
 
@@ -186,12 +184,6 @@ COMPRESSIONS: Mapping[str, tuple[Stage, ...]] = {
     "low-rank": (ErrorFeedback(LowRank(4)),),
 }
 """By the name that the command line takes: see `compression.py` and `benchmarks/federated_compression.py`."""
-
-
-def _stages(name: str) -> tuple[Stage, ...]:
-    if name not in COMPRESSIONS:
-        raise BadInput(f"there is no compression {name!r}; there are {', '.join(COMPRESSIONS)}")
-    return COMPRESSIONS[name]
 
 
 def folder_of(simulation: Simulation, home: Path) -> Path:
@@ -210,7 +202,7 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
     """
     simulation, task = outcome.simulation, find_fleet_task(outcome.simulation.task)
     population = task.population(simulation.population, simulation.seed)
-    model = drawn_model(task.build_model, simulation.seed)
+    model = drawn_model(task, simulation.seed)
     layout = Layout.of_model(model)
     memory = Remembered.in_context(("personal",), layout.size, outcome.state.context)
     trained = memory.clients("personal")
@@ -236,12 +228,14 @@ def personalise(outcome: Outcome, devices: int, work: LocalWork | None = None) -
 def strategy_of(simulation: Simulation) -> Strategy:
     """The named strategy, with the stages of the named compression."""
     strategy = find_strategy(simulation.strategy, simulation.work, **simulation.overrides)
-    if simulation.asynchronous and strategy.rule.name in BY_ROUNDS:
+    if simulation.asynchronous and strategy.rule in BY_ROUNDS:
         raise BadInput(
             f"{simulation.strategy} corrects for what all sites of one round did and has no asynchronous form; "
             "leave --asynchronous out, or take another strategy"
         )
-    return replace(strategy, stages=(*strategy.stages, *_stages(simulation.compression)))
+    if simulation.compression not in COMPRESSIONS:
+        raise BadInput(f"there is no compression {simulation.compression!r}; there are {', '.join(COMPRESSIONS)}")
+    return replace(strategy, stages=(*strategy.stages, *COMPRESSIONS[simulation.compression]))
 
 
 def turnout_of(simulation: Simulation, population: Population, layout: Layout) -> Turnout:
@@ -250,9 +244,7 @@ def turnout_of(simulation: Simulation, population: Population, layout: Layout) -
         return Always(population.size, simulation.cohort)
     strategy = strategy_of(simulation)
     size_bytes = 4.0 * layout.size
-    up_bytes = size_bytes
-    for stage in strategy.stages:
-        up_bytes = stage.size_bytes(layout, up_bytes)
+    up_bytes = sent_bytes(strategy.stages, layout)
     shared_bytes = 4.0 * len(strategy.rule.shared(layout.size))
     # One example of the fleet's reference model is some 10,000 parameters' work.
     cost = SessionCost(
@@ -327,12 +319,6 @@ class _Teller:
 
     def quality(self, state: TrainingState) -> dict[str, float]:
         if self._last[0] != state.round:
-            model = self._model
-
-            def scores(x: torch.Tensor) -> torch.Tensor:
-                with torch.no_grad():
-                    outputs: torch.Tensor = functional_call(model, state.parameters, (x,))
-                return outputs
-
+            scores = scores_of(self._model, state.parameters)
             self._last = (state.round, self._task.evaluate(scores, self._population))
         return self._last[1]

@@ -74,6 +74,13 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
         return str(found.experiment_id)  # another process was quicker
 
 
+def artifact_url(settings: Settings, run_id: str, path: str) -> str:
+    """Where MLflow's pages show a file of a run."""
+    with connection(settings) as client:
+        experiment = experiment_id(client, settings)
+    return f"{settings.url('mlflow')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{path}"
+
+
 class Run:
     """One MLflow run, the same one whenever it is started under the same key."""
 
@@ -83,7 +90,7 @@ class Run:
         self._logged: dict[str, set[int]] = {}
 
     @classmethod
-    def start(cls, settings: Settings, name: str, key: str, tags: Mapping[str, str] | None = None) -> Self:
+    def start(cls, settings: Settings, name: str, key: str) -> Self:
         with connection(settings) as client:
             experiment = experiment_id(client, settings)
             found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
@@ -92,9 +99,7 @@ class Run:
                 client.update_run(run_id, status="RUNNING")
             else:
                 run_id = client.create_run(experiment, run_name=name, tags={KEY: key}).info.run_id
-        run = cls(settings, run_id)
-        run.tags(tags or {})
-        return run
+        return cls(settings, run_id)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log values of one round; a value that its round already has is left as it is."""
@@ -110,18 +115,17 @@ class Run:
     def tags(self, values: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
-        if values:
-            with connection(self.settings) as client:
-                client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
+        with connection(self.settings) as client:
+            client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a file with the run (an earlier one of the same name is replaced)."""
+        """Keep a file with the run, in a folder there (an earlier one of the same name is replaced)."""
         with connection(self.settings) as client:
-            client.log_artifact(self.run_id, str(path), artifact_path=folder)
+            client.log_artifact(self.run_id, str(path), folder)
 
-    def end(self, failed: bool = False) -> None:
+    def end(self) -> None:
         with connection(self.settings) as client:
-            client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+            client.set_terminated(self.run_id)
 
     def _steps(self, client: MlflowClient, name: str) -> set[int]:
         if name not in self._logged:

@@ -5,44 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.triggering import Histogram, Live, Threshold, curve
 
 
 def picture(histogram: Histogram, chosen: Threshold, live: Mapping[str, Live], path: Path) -> Path:
     """Click-through rate against the share shown: predicted as a line, live as points ± two standard errors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     # Below a fiftieth of the proposals the rate is that of a few.
     points = [point for point in curve(histogram) if point.shown >= 0.02]
-    figure, axis = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.8), layout="constrained")
+    axis = figure.subplots()
     shown = [100 * point.shown for point in points]
     axis.plot(shown, [100 * point.ctr for point in points], color="#4c72b0", lw=1.8, label="predicted, any threshold")
     axis.plot(100 * chosen.shown, 100 * chosen.ctr, "o", ms=9, color="#4c72b0", label="predicted, the chosen threshold")
-    if live:
-        days = list(live.values())
-        axis.errorbar(
-            [100 * day.shown for day in days],
-            [100 * day.ctr for day in days],
-            yerr=[200 * day.ctr_error for day in days],
-            fmt="s",
-            ms=5,
-            capsize=3,
-            color="#c44e52",
-            label="live, with the threshold",
-        )
-        axis.errorbar(
-            [100.0] * len(days),
-            [100 * day.base for day in days],
-            yerr=[200 * day.base_error for day in days],
-            fmt="s",
-            ms=5,
-            capsize=3,
-            color="#8c8c8c",
-            label="live, everything shown",
-        )
+    days = list(live.values())
+    for name, colour, measured in (
+        ("live, with the threshold", "#c44e52", [(day.shown, day.ctr, 2 * day.ctr_error) for day in days]),
+        ("live, everything shown", "#8c8c8c", [(1.0, day.base, 2 * day.base_error) for day in days]),
+    ):
+        if measured:
+            x, y, error = 100 * np.array(measured).T
+            axis.errorbar(x, y, yerr=error, fmt="s", ms=5, capsize=3, color=colour, label=name)
     axis.set(
         title="Does the threshold do live what the devices' histograms predicted?",
         xlabel="proposals still shown (%)",
@@ -54,5 +40,4 @@ def picture(histogram: Histogram, chosen: Threshold, live: Mapping[str, Live], p
     axis.legend(loc="upper right", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

@@ -26,6 +26,7 @@ from monitoring.dashboard import PERFORMANCE, Dashboard, Figure, figures_of
 from monitoring.database import LABELS, PREDICTIONS, WINDOWS
 from monitoring.drift import COLUMNS, OVERALL, DriftPolicy, ScopeDrift
 from monitoring.traffic import TrafficLog
+from pipelines.diagnose import errors_told
 from pipelines.reference import Reference, named, read_reference
 from pipelines.settings import Settings
 
@@ -259,7 +260,8 @@ def _show(watcher: Watcher, judged: Judged, rows: pd.DataFrame) -> None:
     at, board = float(rows["at"].max()), watcher.dashboard
     if not watcher.prepared:
         sites = sorted(watcher.reference(judged.version).sites)
-        board.ensure(f"The live traffic of {settings.model_name}, window by window", sites, settings.task.classes)
+        title = f"The live traffic of {settings.model_name}, window by window"
+        board.ensure(title, sites, settings.task.classes, errors_told(settings, judged.version))
         watcher.prepared = True
     metadata = {"from_seq": str(from_seq), "to_seq": str(int(rows["seq"].iloc[-1]) + 1), "version": str(judged.version)}
     overall = [scope for scope in judged.scopes if scope.scope == OVERALL]

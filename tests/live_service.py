@@ -17,6 +17,7 @@ import torch
 
 from pipelines import registry
 from pipelines.settings import Settings, load_settings
+from pipelines.tracking import Run
 
 
 def settings_in(folder: Path, empty_registry: Path) -> Settings:
@@ -43,6 +44,7 @@ def register_untrained(into: Settings, seed: int = 0, key: str | None = None) ->
         figures={"gate.accuracy": 0.5},
         summary=None,
         example=np.zeros((2, *task.input.shape), dtype=np.uint8),
+        run_id=Run.start(into, "training", key or f"seed-{seed}").run_id,
     )
 
 

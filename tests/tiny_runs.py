@@ -5,19 +5,16 @@ are one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tiny_sites import LABELLING, make_engine
 
 from pipelines.federated.cohort import Cohort
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.plan import TrainingPlan, TrainingState
-from pipelines.federated.rules import PLAIN, LocalRule, Seats, Train
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.rules import PLAIN, LocalRule, Sent, Turn
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.server_optimizers import Adam
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.work import LocalWork
@@ -26,39 +23,22 @@ SIZES = {"a": 8, "b": 13, "c": 5}
 WORK = LocalWork(epochs=1, batch_size=5, learning_rate=0.1, momentum=0.9)
 
 
-@dataclass(frozen=True)
-class Trail:
-    """Every site adds half of where it went before, the server a tenth of its last step."""
-
-    name: str = "trail"
-    memory: tuple[str, ...] = ("trail",)
-    uniform: bool = False
-
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(size)
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        deltas, losses = train(start)
-        sent = deltas + 0.5 * seats.memory["trail"]
-        seats.memory["trail"] = sent
-        return sent, losses
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        update = mean + 0.1 * shared
-        return update, update
+def _local(turn: Turn) -> Sent:
+    deltas, losses = turn.train(turn.start)
+    sent = deltas + 0.5 * turn.seats.memory["trail"]
+    turn.seats.memory["trail"] = sent
+    return sent, losses
 
 
-RULES: Mapping[str, LocalRule] = {rule.name: rule for rule in (PLAIN, Trail(), Scaffold())}
+def _absorb(mean: torch.Tensor, shared: torch.Tensor, share_of_population: float) -> tuple[torch.Tensor, torch.Tensor]:
+    update = mean + 0.1 * shared
+    return update, update
+
+
+TRAIL = LocalRule("trail", _local, torch.zeros, _absorb, memory=("trail",))
+"""Every site adds half of where it went before, the server a tenth of its last step."""
+
+RULES: Mapping[str, LocalRule] = {rule.name: rule for rule in (PLAIN, TRAIL, SCAFFOLD)}
 
 
 def plan_over(snapshots: Mapping[str, tuple[str, ...]], rounds: int, rule: LocalRule = PLAIN) -> TrainingPlan:

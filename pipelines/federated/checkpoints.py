@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pipelines.federated.files import write_atomically
-from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import RoundRecord, TrainingState
 from pipelines.federated.server_optimizers import Moments
 
@@ -50,25 +49,22 @@ def latest(folder: Path) -> TrainingState | None:
 
 
 def _read(path: Path) -> TrainingState:
-    parameters: Parameters = {}
-    moments: Moments = {}
-    context: dict[str, torch.Tensor] = {}
     with safe_open(path, framework="pt") as file:
         head = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if _fingerprint(tensors, head) != head["sha256"]:
         raise ValueError("its content does not match its checksum")
+    parts: dict[str, dict[str, torch.Tensor]] = {"parameters": {}, "moments": {}, "context": {}, "shared": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
-        if kind == "parameters":
-            parameters[rest] = tensor
-        elif kind == "context":
-            context[rest] = tensor
-        elif kind == "moments":
-            moment, _, parameter = rest.partition("/")
-            moments.setdefault(moment, {})[parameter] = tensor
+        parts[kind][rest] = tensor
+    moments: Moments = {}
+    for name, tensor in parts["moments"].items():
+        moment, _, parameter = name.partition("/")
+        moments.setdefault(moment, {})[parameter] = tensor
     log = tuple(RoundRecord(**record) for record in json.loads(head["log"]))
-    return TrainingState(int(head["round"]), parameters, moments, log, tensors["shared/"], context)
+    shared = parts["shared"][""]
+    return TrainingState(int(head["round"]), parts["parameters"], moments, log, shared, parts["context"])
 
 
 def _fingerprint(tensors: Mapping[str, torch.Tensor], head: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.errors import BadInput
 from models.population import Ids
+from pipelines.federated.parallel import Parallel
 from pipelines.federated.rest import Flags, Floats
 
 TIME_BITS = 30
@@ -38,7 +39,7 @@ def _none() -> Ids:
 
 
 @dataclass(frozen=True)
-class Flights:
+class Flights(Parallel):
     """Devices at work for the asynchronous server, as parallel arrays [devices], in the order of their ends.
 
     versions: the round whose parameters they started from; fates: of `sessions.FATES`; ends_s: when the server hears
@@ -51,15 +52,6 @@ class Flights:
     ends_s: Floats = field(default_factory=lambda: np.zeros(0))
     bytes_down: Ids = field(default_factory=_none)
     bytes_up: Ids = field(default_factory=_none)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, chosen: Ids | Flags) -> Flights:
-        return Flights(*(getattr(self, name.name)[chosen] for name in fields(self)))
-
-    def and_then(self, later: Flights) -> Flights:
-        return Flights(*(np.concatenate([getattr(self, f.name), getattr(later, f.name)]) for f in fields(self)))
 
 
 @dataclass(frozen=True)

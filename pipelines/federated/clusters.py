@@ -63,7 +63,11 @@ def assign(site: Site, job: jobs.AssignJob) -> jobs.AssignAnswer:
         means[index] = features[members].mean(axis=0)
         squares[index] = np.mean(distance[members] ** 2)
         closest[index] = np.sort(distance[members])[:MINIMUM_ROWS].mean()
-    return jobs.AssignAnswer(means, counts, squares, closest)
+    histogram = np.zeros((clusters, job.bins), dtype=np.int64)
+    if job.bins:
+        bins = np.minimum((distance / jobs.DISTANCE_RANGE * job.bins).astype(np.int64), job.bins - 1)
+        np.add.at(histogram, (nearest, bins), 1)
+    return jobs.AssignAnswer(means, counts, squares, closest, histogram)
 
 
 def _embedded(

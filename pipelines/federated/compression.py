@@ -1,8 +1,8 @@
 """Stages that make an update smaller on the wire, and the bytes they make of it.
 
 Each stage is lossy in the way its paper says, `on_site` gives what the server will decode, and `size_bytes` is the
-length of `encode`. The last stage that encodes decides the form, so its size does not depend on what was before it.
-Draws come from the site's seed of the round: a resumed run sends the same bytes.
+length of `encode`. A strategy has one of them at the most: of two, only the last one's form would be sent. Draws come
+from the site's seed of the round: a resumed run sends the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class Codec(Stage, Protocol):
     """
 
     @property
-    def contracts(self) -> bool: ...
+    def encodes(self) -> bool:
+        return True
+
+    @property
+    def contracts(self) -> bool:
+        return True
 
     def encode(self, update: torch.Tensor, seats: Seats) -> bytes:
         """One site's update [size], not yet through `on_site`, as it is sent."""
@@ -40,7 +45,7 @@ class Codec(Stage, Protocol):
 
 
 @dataclass(frozen=True)
-class Quantise:
+class Quantise(Codec):
     """Stochastic rounding to 8 or 4 bits on a scale of each block's own, so that the mean over sites is not off.
 
     Alistarh et al., "QSGD: communication-efficient SGD via gradient quantization and encoding", NeurIPS 2017, with
@@ -50,8 +55,6 @@ class Quantise:
 
     bits: int = 8
     block: int = 512
-    memory: tuple[str, ...] = ()
-    contracts: bool = True
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8) or self.block < 1:
@@ -64,10 +67,7 @@ class Quantise:
     def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
         return self._values(*self._codes(updates, seats.seeds))
 
-    def on_server(self, update: torch.Tensor) -> torch.Tensor:
-        return update
-
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
+    def size_bytes(self, layout: Layout) -> float:
         return self.length(layout.size)
 
     def length(self, count: int) -> int:
@@ -112,7 +112,7 @@ class Quantise:
 
 
 @dataclass(frozen=True)
-class ErrorFeedback:
+class ErrorFeedback(Stage):
     """What a lossy stage leaves out of an update is kept at the site ("residual") and added to its next one.
 
     Seide et al., "1-bit stochastic gradient descent", Interspeech 2014; Karimireddy et al., "Error feedback fixes
@@ -134,7 +134,11 @@ class ErrorFeedback:
 
     @property
     def memory(self) -> tuple[str, ...]:
-        return ("residual", *self.stage.memory)
+        return ("residual",)
+
+    @property
+    def encodes(self) -> bool:
+        return True
 
     def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
         whole = updates + seats.memory["residual"]
@@ -142,11 +146,8 @@ class ErrorFeedback:
         seats.memory["residual"] = whole - sent
         return sent
 
-    def on_server(self, update: torch.Tensor) -> torch.Tensor:
-        return self.stage.on_server(update)
-
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
-        return self.stage.size_bytes(layout, size_bytes)
+    def size_bytes(self, layout: Layout) -> float:
+        return self.stage.size_bytes(layout)
 
 
 def _uniforms(seed: np.uint64, count: int) -> torch.Tensor:

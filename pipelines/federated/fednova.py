@@ -6,13 +6,11 @@ optimization", NeurIPS 2020, equations 7 to 9.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.federated.rules import Seats, Train
+from pipelines.federated.rules import LocalRule, Sent, Turn
 from pipelines.federated.work import LocalWork
 
 
@@ -30,32 +28,16 @@ def normaliser(steps: NDArray[np.int64], work: LocalWork) -> NDArray[np.float64]
     return np.asarray(sums[steps])
 
 
-@dataclass(frozen=True)
-class FedNova:
-    """Sites send their update per unit of a, and Σ a beside it; the server scales the mean by the mean Σ a (τ_eff)."""
+def _local(turn: Turn) -> Sent:
+    deltas, losses = turn.train(turn.start)
+    taken = torch.from_numpy(normaliser(turn.steps, turn.work)).to(deltas.dtype)[:, None]
+    # A site without a step has moved by nothing: whatever it is divided by.
+    return torch.cat([deltas / torch.where(taken == 0, 1, taken), taken], dim=1), losses
 
-    name: str = "fednova"
-    memory: tuple[str, ...] = ()
-    uniform: bool = False
 
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(0)
+def _absorb(mean: torch.Tensor, shared: torch.Tensor, share_of_population: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return mean[:-1] * mean[-1], shared
 
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        deltas, losses = train(start)
-        taken = torch.from_numpy(normaliser(steps, work)).to(deltas.dtype)[:, None]
-        # A site without a step has moved by nothing: whatever it is divided by.
-        return torch.cat([deltas / torch.where(taken == 0, 1, taken), taken], dim=1), losses
 
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean[:-1] * mean[-1], shared
+FEDNOVA = LocalRule("fednova", _local, absorb=_absorb)
+"""Sites send their update per unit of a, and Σ a beside it; the server scales the mean by the mean Σ a (τ_eff)."""

@@ -30,6 +30,10 @@ MINIMUM_ROWS = 2
 """Rows that a sum of embeddings is made of at least: the mean of one row is that row, and with it its image."""
 
 
+DISTANCE_RANGE = 3.0
+"""Distances between embeddings of one or two parts of length 1 lie below this."""
+
+
 # -- jobs -------------------------------------------------------------------------------------------------------
 
 
@@ -97,10 +101,14 @@ class ProjectJob:
 
 @dataclass(frozen=True)
 class AssignJob:
-    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration."""
+    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration.
+
+    bins: of a histogram of the distances between 0 and DISTANCE_RANGE; 0 asks for none.
+    """
 
     space: str
     centroids: Halves
+    bins: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class AnnotateJob:
     known: Halves
     radius: Singles
     parameters: Parameters | None = None
+    wants: int = 1  # people that must agree on a row's label
 
 
 @dataclass(frozen=True)
@@ -154,8 +163,55 @@ class ReferenceJob:
     version: str
 
 
+@dataclass(frozen=True)
+class Case:
+    """A wrong answer that somebody has labelled: its picture, the true class, and what was answered how surely.
+
+    source: where it comes from, as the report names it.
+    """
+
+    png: bytes
+    label: int
+    prediction: int
+    confidence: float
+    source: str = "traffic"
+
+
+@dataclass(frozen=True)
+class DiagnoseJob:
+    """Why does the model err at this site, on its evaluation rows and on the cases that are sent along?
+
+    labels, truths: of all sites' learned rows and of their evaluation rows, how many of each cluster are of which
+    class; None asks for the site's own such counts and for nothing else. radii[k]: within it lies what counts as one of
+    the other sites' rows of cluster k. rate: of rows like the learned ones, the share that may be called unseen or
+    unreadable. explained: errors at most that the page at the site explains one by one.
+    """
+
+    version: str
+    labellings: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    parameters: Parameters
+    centroids: Floats  # [k, d]
+    radii: Floats  # [k]
+    rate: float
+    labels: Counts | None = None  # [k, classes]
+    truths: Counts | None = None  # [k, classes]
+    explained: int = 0
+    cases: tuple[Case, ...] = ()
+
+
 Job = (
-    TrainJob | EvaluateJob | DescribeJob | ClusterJob | ProjectJob | AssignJob | AnnotateJob | SpreadJob | ReferenceJob
+    TrainJob
+    | EvaluateJob
+    | DescribeJob
+    | ClusterJob
+    | ProjectJob
+    | AssignJob
+    | AnnotateJob
+    | SpreadJob
+    | ReferenceJob
+    | DiagnoseJob
 )
 
 # -- answers ----------------------------------------------------------------------------------------------------
@@ -215,6 +271,7 @@ class AssignAnswer:
     counts: Counts  # [k]
     squares: Singles  # [k]: mean squared distance to the centroid
     closest: Singles  # [k]: mean distance of the MINIMUM_ROWS nearest rows
+    distances: Counts  # [k, bins]: histogram of the distance to the centroid
 
 
 @dataclass(frozen=True)
@@ -222,6 +279,7 @@ class AnnotateAnswer:
     histogram: Counts  # [k, classes] of the labels ever bought of these rows
     bought: int  # of the quota
     new: int  # of these, not paid for before
+    pending: int  # rows that were asked for and that nobody has labelled yet
 
 
 @dataclass(frozen=True)
@@ -243,6 +301,21 @@ class ReferenceAnswer:
 
 
 @dataclass(frozen=True)
+class DiagnoseAnswer:
+    """Counts of errors by cause, in the order of `causes.CAUSES`; rows, pictures and row ids stay at the site."""
+
+    rows: int  # that were judged, cases included
+    classes: Counts  # [4, classes]: by true class
+    clusters: Counts  # [4, k]: by nearest cluster
+    calibration: Counts  # [2, bins]: p-values (unseen, unreadable) of rows the model was right on, from 0 to 1
+    labels: Counts  # [k, classes]: the site's learned rows
+    truths: Counts  # [k, classes]: its evaluation rows
+    suspects: Counts  # [k]: of them, those whose label is to be checked
+    cases: Counts  # [cases of the job]: the cause of each, -1 where it is no wrong answer that was looked at
+    explained: int
+
+
+@dataclass(frozen=True)
 class Failure:
     """A site that could not answer; the round goes on without it."""
 
@@ -259,4 +332,5 @@ Answer = (
     | AnnotateAnswer
     | SpreadAnswer
     | ReferenceAnswer
+    | DiagnoseAnswer
 )

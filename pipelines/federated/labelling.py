@@ -16,6 +16,7 @@ from models.embedding import nearest_centroid
 from pipelines.federated import jobs
 from pipelines.federated.choosing import STRATEGIES, Pool
 from pipelines.federated.jobs import Counts
+from pipelines.federated.queue import Wanted, hand_over, rows_near
 from pipelines.federated.spreading import Told, beliefs, held_out, suspects
 
 if TYPE_CHECKING:
@@ -40,16 +41,17 @@ def annotate(site: Site, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
     pool = Pool(features, nearest, distance, strangeness, probabilities, len(site.task.classes), seed)
     chosen = STRATEGIES[job.strategy].choose(pool, job.quota)
 
-    paid = site.store.annotations()
-    asked = [row_ids[i] for i in chosen if row_ids[i] not in paid]
-    new = site.store.annotate(site.annotator.label(site.store, asked), site.annotator.name)
+    wanted = [Wanted(row_ids[i], int(nearest[i]), job.strategy, job.wants) for i in chosen]
+    middle = rows_near(row_ids, nearest, distance, {each.cluster for each in wanted})
+    pictures = site.store.rows(job.snapshots, "train").set_index("row_id")["png"]
+    new, pending = hand_over(site.store, site.annotator, wanted, pictures, middle)
 
     labels = site.store.annotations()
     histogram = np.zeros((len(job.centroids), len(site.task.classes)), dtype=np.int64)
     for cluster, row in zip(nearest, row_ids, strict=True):
         if row in labels:
             histogram[cluster, labels[row]] += 1
-    return jobs.AnnotateAnswer(histogram, sum(row_ids[i] in labels for i in chosen), new)
+    return jobs.AnnotateAnswer(histogram, sum(row_ids[i] in labels for i in chosen), new, pending)
 
 
 def spread(site: Site, job: jobs.SpreadJob) -> jobs.SpreadAnswer:

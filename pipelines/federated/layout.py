@@ -4,19 +4,35 @@ of one, so the same stage, rule and reducer serve a hospital and a chunk of 128 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from models.errors import BadInput
+from models.fleet_task import FleetTask
+from models.task import Task
 
 
-def drawn_model(build_model: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A model whose initial weights the seed decides; torch's own generator is left as it was."""
+def drawn_model(task: Task | FleetTask, seed: int) -> nn.Module:
+    """The task's model with initial weights that the seed decides; torch's own generator is left as it was.
+
+    Raises:
+        BadInput: the model keeps state over examples, or draws in the forward pass.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_model()
+        model = task.build_model()
+    unfit = {type(m).__name__ for m in model.modules() if isinstance(m, _DropoutNd) or list(m.buffers(recurse=False))}
+    if unfit:
+        raise BadInput(
+            f"task {task.name}: {', '.join(sorted(unfit))} keeps state or draws at random in the forward pass, so "
+            "sites could not be stepped together nor a run resumed exactly; use GroupNorm, or weight decay for dropout"
+        )
+    return model
 
 
 def parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:

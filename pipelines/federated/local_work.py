@@ -6,7 +6,7 @@ The same `local_updates` serves one hospital, several stepped together, and a ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from models.images import Images, to_tensor
 from models.sensor import Sensor
 from pipelines.federated.kernels.kernel import Kernel
-from pipelines.federated.rules import LocalRule, Seats
+from pipelines.federated.rules import LocalRule, Seats, Sent, Turn
 from pipelines.federated.stages import Stage, on_site
 from pipelines.federated.steps import Steps
 from pipelines.federated.work import LocalWork
@@ -102,7 +102,7 @@ def local_updates(
     stages: Sequence[Stage],
     seats: Seats,
     measure_loss: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Sent:
     """What each site of a chunk sends [sites, >= size], and its loss [sites]; valid until the kernel's next call.
 
     start: [size], the server's weights; shared: what the rule's server half sends along. `seats.memory` is replaced
@@ -114,11 +114,11 @@ def local_updates(
         correction: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         proximal: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        own = work if proximal is None else work.with_proximal(proximal)
+    ) -> Sent:
+        own = work if proximal is None else replace(work, proximal=proximal)
         return kernel(start, steps, own, correction=correction, anchor=anchor, measure_loss=measure_loss)
 
-    sent, losses = rule.local(train, start, shared, seats, steps.steps, work)
+    sent, losses = rule.local(Turn(train, start, shared, seats, steps.steps, work))
     if not stages:
         return sent, losses
     size = seats.layout.size

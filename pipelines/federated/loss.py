@@ -11,3 +11,12 @@ def example_losses(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     if outputs.shape[-1] == 1:
         return binary_cross_entropy_with_logits(outputs[:, 0], y.to(outputs.dtype), reduction="none")
     return cross_entropy(outputs, y, reduction="none")
+
+
+def mean_losses(
+    outputs: torch.Tensor, y: torch.Tensor, share: torch.Tensor | None, steps: torch.Tensor
+) -> torch.Tensor:
+    """Outputs [sites, steps, batch, classes] → each site's mean batch loss, all sites at once."""
+    each = example_losses(outputs.flatten(0, 2), y.flatten()).view(y.shape)
+    of_batches = each.mean(2) if share is None else (each * share).sum(2)
+    return of_batches.sum(1) / steps.clamp_min(1)

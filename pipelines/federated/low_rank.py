@@ -15,6 +15,7 @@ import torch
 
 from models.draws import draw_seed, seeds_of, uniforms
 from models.errors import BadInput
+from pipelines.federated.compression import Codec
 from pipelines.federated.layout import Layout
 from pipelines.federated.rules import Seats
 
@@ -22,14 +23,12 @@ ITERATIONS = 2
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Codec):
     """Every parameter as a matrix [first dimension, the others] of rank `rank`, where that is smaller; biased: wrap it
     in ErrorFeedback. On the wire in float32: both factors, or the parameter itself, in the layout's order.
     """
 
     rank: int = 4
-    memory: tuple[str, ...] = ()
-    contracts: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -43,10 +42,7 @@ class LowRank:
         parts = self._parts(updates, seats)
         return torch.cat([(p[0] @ p[1].mT).flatten(1) if len(p) == 2 else p[0] for p in parts], dim=1)
 
-    def on_server(self, update: torch.Tensor) -> torch.Tensor:
-        return update
-
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
+    def size_bytes(self, layout: Layout) -> float:
         return 4.0 * sum(self.rank * sum(m) if (m := self._matrix(shape)) else prod(shape) for shape in layout.shapes)
 
     def encode(self, update: torch.Tensor, seats: Seats) -> bytes:
@@ -61,13 +57,10 @@ class LowRank:
                 parts.append(values[taken : taken + prod(shape)])
                 taken += prod(shape)
                 continue
-            ends = taken + self.rank * matrix[0], taken + self.rank * sum(matrix)
-            left, right = (
-                values[taken : ends[0]].view(1, -1, self.rank),
-                values[ends[0] : ends[1]].view(1, -1, self.rank),
-            )
+            factors = values[taken : taken + self.rank * sum(matrix)].view(1, -1, self.rank)
+            left, right = torch.split(factors, list(matrix), dim=1)
             parts.append((left @ right.mT).flatten())
-            taken = ends[1]
+            taken += factors.numel()
         return torch.cat(parts)
 
     def _matrix(self, shape: tuple[int, ...]) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ Ditto: Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning thr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,57 +14,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
 from models.population import Ids, Population, Ragged
-from models.scores import outputs_of
-from pipelines.federated.jobs import Parameters
+from models.scores import outputs_of, scores_of
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.layout import Layout
 from pipelines.federated.loss import example_losses
-from pipelines.federated.rules import Seats, Train
+from pipelines.federated.parallel import Parallel
+from pipelines.federated.rules import LocalRule, Sent, Turn
 from pipelines.federated.steps import Steps, steps_of
 from pipelines.federated.work import LocalWork
 
 
-@dataclass(frozen=True)
-class Ditto:
+def ditto(pull: float) -> LocalRule:
     """Send the plain update; train a personal model over the same batches, pulled to the weights that were sent.
 
     pull: the paper's λ, the strength of that pull. The personal model is the site's memory "personal"; a site begins
     it with the weights of the first round it takes part in, which it knows by a memory of zeros.
     """
+    return LocalRule(f"ditto({pull:g})", partial(_local, pull), memory=("personal",))
 
-    pull: float = 0.1
-    memory: tuple[str, ...] = ("personal",)
-    uniform: bool = False
 
-    @property
-    def name(self) -> str:
-        return f"ditto({self.pull:g})"
-
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(0)
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        personal = personal_models(seats.memory["personal"], start)
-        moved, _ = train(personal, anchor=start, proximal=self.pull)
-        seats.memory["personal"] = torch.where(torch.from_numpy(steps > 0)[:, None], personal + moved, personal)
-        return train(start)
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean, shared
+def _local(pull: float, turn: Turn) -> Sent:
+    personal = personal_models(turn.seats.memory["personal"], turn.start)
+    moved, _ = turn.train(personal, anchor=turn.start, proximal=pull)
+    took_part = torch.from_numpy(turn.steps > 0)[:, None]
+    turn.seats.memory["personal"] = torch.where(took_part, personal + moved, personal)
+    return turn.train(turn.start)
 
 
 def personal_models(memory: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -79,7 +56,7 @@ def fine_tune(kernel: Kernel, start: torch.Tensor, steps: Steps, work: LocalWork
 
 
 @dataclass(frozen=True)
-class SiteScores:
+class SiteScores(Parallel):
     """One kind of model at each site, on rows held out there: rows, correct int64 [sites]; log_loss [sites], mean."""
 
     rows: NDArray[np.int64]
@@ -100,15 +77,11 @@ def site_scores(model: nn.Module, layout: Layout, weights: torch.Tensor, held_ou
             if not len(y):
                 continue
             own = layout.unflatten(weights if weights.dim() == 1 else weights[site])
-            outputs = outputs_of(partial(_outputs, model, own), x)
+            outputs = outputs_of(scores_of(model, own), x)
             found = outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(dim=1)
             correct[site] = int((found == y).sum())
             losses[site] = float(example_losses(outputs, y).double().mean())
     return SiteScores(held_out.counts, correct, losses)
-
-
-def _outputs(model: nn.Module, parameters: Parameters, x: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(functional_call(model, parameters, (x,)))
 
 
 @dataclass(frozen=True)
@@ -158,7 +131,8 @@ def compare(
     if not len(judged):
         raise ValueError(f"none of the {len(clients)} clients has rows held out")
     parts: dict[str, list[SiteScores]] = {}
-    for chunk in _chunks(judged, kernel.chunk):
+    for first in range(0, len(judged), kernel.chunk):
+        chunk = judged[first : first + kernel.chunk]
         held_out = population.held_out(clients[chunk])
         steps = steps_of(population.rows(clients[chunk]), work, seeds_of(draw_seed(seed, "personal"), clients[chunk]))
         kinds = {"global": weights, "fine_tuned": fine_tune(kernel, weights, steps, work)}
@@ -168,17 +142,4 @@ def compare(
             kinds["ditto"] = personal_models(personal[torch.from_numpy(chunk)], weights)
         for kind, own in kinds.items():
             parts.setdefault(kind, []).append(site_scores(model, layout, own, held_out))
-    return Personalisation(clients[judged], {kind: _joined(scores) for kind, scores in parts.items()})
-
-
-def _chunks(positions: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(positions), size):
-        yield positions[start : start + size]
-
-
-def _joined(parts: list[SiteScores]) -> SiteScores:
-    return SiteScores(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.correct for part in parts]),
-        np.concatenate([part.log_loss for part in parts]),
-    )
+    return Personalisation(clients[judged], {kind: own[0].and_then(*own[1:]) for kind, own in parts.items()})

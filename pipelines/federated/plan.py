@@ -31,10 +31,13 @@ class TrainingPlan:
     cohort: Cohort = field(default_factory=Cohort)
     fresh: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # new snapshots: see TrainJob.fresh
     final_rate: float = 1.0  # share of the learning rate that is left at the end, on a cosine (Loshchilov, 2017)
+    start: str = ""  # names the initial weights: to its sites, a run from other weights is another run
 
     def work(self, round_number: int) -> LocalWork:
         """The local work of a round, 1 to `rounds`."""
         work = self.strategy.work
+        if self.final_rate == 1.0:
+            return work
         falling = 0.5 * (1.0 + math.cos(math.pi * (round_number - 1) / self.rounds))
         return replace(work, learning_rate=work.learning_rate * (self.final_rate + (1 - self.final_rate) * falling))
 

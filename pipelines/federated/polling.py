@@ -17,6 +17,7 @@ from models.population import Ids
 from pipelines.federated.clock import Clock
 from pipelines.federated.cohort import Eligibility
 from pipelines.federated.fleet import Fleet
+from pipelines.federated.parallel import Parallel
 from pipelines.federated.rest import Flags, Floats
 
 Counts = Callable[[Ids], Ids]
@@ -33,7 +34,7 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 1 << 10, 1 << 14
 
 
 @dataclass(frozen=True)
-class Comers:
+class Comers(Parallel):
     """Devices that are here and able, as parallel arrays [devices].
 
     at_s: when they came; examples: rows they hold; until_s: how long they can stay.
@@ -43,20 +44,6 @@ class Comers:
     ids: Ids
     examples: Ids
     until_s: Floats
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, chosen: Flags | Ids | slice) -> Comers:
-        return Comers(self.at_s[chosen], self.ids[chosen], self.examples[chosen], self.until_s[chosen])
-
-    def and_then(self, later: Comers) -> Comers:
-        return Comers(
-            np.concatenate([self.at_s, later.at_s]),
-            np.concatenate([self.ids, later.ids]),
-            np.concatenate([self.examples, later.examples]),
-            np.concatenate([self.until_s, later.until_s]),
-        )
 
 
 def nobody() -> Comers:

@@ -29,11 +29,9 @@ Sum = tuple[torch.Tensor | None, float]
 
 def _mean_add(state: Sum, updates: torch.Tensor, weights: torch.Tensor) -> Sum:
     total, weight = state
-    if total is None:
-        total = torch.zeros(updates.shape[1], dtype=torch.float64)
     # A chunk is summed in its own precision, the chunks in float64.
-    total.add_(torch.mv(updates.T, weights.to(updates.dtype)))
-    return total, weight + float(weights.sum())
+    own = torch.mv(updates.T, weights.to(updates.dtype))
+    return own.double() if total is None else total.add_(own), weight + float(weights.sum())
 
 
 def _mean_merge(one: Sum, other: Sum) -> Sum:

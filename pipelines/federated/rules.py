@@ -1,11 +1,12 @@
 """What a site does in a round around its SGD, and what the server makes of it: one value an algorithm.
 
-A rule reads as the paper's client procedure: it calls `train` as often as it needs, may keep vectors at the site from
-round to round, and gives the vector that is sent.
+A rule's `local` reads as the paper's client procedure: it calls `train` as often as it needs, may keep vectors at the
+site from round to round, and gives the vector that is sent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from models.draws import Words
 from pipelines.federated.layout import Layout
 from pipelines.federated.work import LocalWork
+
+Sent = tuple[torch.Tensor, torch.Tensor]
+"""What the sites send [sites, >= size], the update first, and their losses [sites]."""
 
 
 @dataclass
@@ -40,68 +44,53 @@ class Train(Protocol):
         correction: torch.Tensor | None = None,
         anchor: torch.Tensor | None = None,
         proximal: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-
-class LocalRule(Protocol):
-    """memory: names of the vectors a site keeps; uniform: a site counts one, else by its examples."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def memory(self) -> tuple[str, ...]: ...
-    @property
-    def uniform(self) -> bool: ...
-
-    def shared(self, size: int) -> torch.Tensor:
-        """What the server sends beside the parameters, before the first round: [0] where it is nothing."""
-        ...
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sites' procedure: what they send [sites, >= size], the update first, and their losses [sites]."""
-        ...
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The server's half: the mean of what was sent → the update [size] and the next `shared`."""
-        ...
+    ) -> Sent: ...
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Send the update (McMahan et al., 2017, algorithm 1)."""
+class Turn:
+    """A chunk's turn in a round, as a rule sees it.
 
-    name: str = "plain"
+    start: [size], the server's weights; shared: what the rule's server half sends along; steps: int64 [sites], the
+    steps that `train` takes at each.
+    """
+
+    train: Train
+    start: torch.Tensor
+    shared: torch.Tensor
+    seats: Seats
+    steps: NDArray[np.int64]
+    work: LocalWork
+
+
+def _nothing(size: int) -> torch.Tensor:
+    return torch.zeros(0)
+
+
+def _as_it_is(mean: torch.Tensor, shared: torch.Tensor, share_of_population: float) -> Sent:
+    return mean, shared
+
+
+@dataclass(frozen=True)
+class LocalRule:
+    """local: the sites' procedure. shared(size): what the server sends beside the parameters, before the first round:
+    [0] where it is nothing. absorb(mean, shared, share of the population that reported): the server's half, from the
+    mean of what was sent to the update [size] and the next `shared`.
+
+    memory: names of the vectors a site keeps; uniform: a site counts one, else by its examples.
+    """
+
+    name: str  # holds every value that changes the result: rules of one name are one
+    local: Callable[[Turn], Sent] = field(compare=False)
+    shared: Callable[[int], torch.Tensor] = _nothing
+    absorb: Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]] = _as_it_is
     memory: tuple[str, ...] = ()
     uniform: bool = False
 
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(0)
 
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return train(start)
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean, shared
+def _plain(turn: Turn) -> Sent:
+    return turn.train(turn.start)
 
 
-PLAIN = Plain()
+PLAIN = LocalRule("plain", _plain)
+"""Send the update (McMahan et al., 2017, algorithm 1)."""

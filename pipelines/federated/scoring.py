@@ -10,13 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.func import functional_call
 
-from pipelines.federated.jobs import Counts, Floats, ModelScores
+from models.images import Images, to_tensor
+from models.task import Task
+from pipelines.federated.jobs import Counts, Floats, ModelScores, Parameters
 
 SCORE_BINS = 1000
 REPLICATE_BINS = 100
 CONFIDENCE_BINS = 15
+
+
+def class_probabilities(task: Task, parameters: Parameters, images: Images) -> Floats:
+    """What the task's model with these weights gives [n, classes] for images uint8 [n, height, width, channels]."""
+    model = task.build_model().eval()
+    with torch.no_grad():
+        outputs = [
+            functional_call(model, parameters, (to_tensor(images[start : start + 512]),))
+            for start in range(0, len(images), 512)
+        ]
+    if not outputs:
+        return np.zeros((0, len(task.classes)))
+    return np.asarray(torch.softmax(torch.cat(outputs).double(), dim=1).numpy())
 
 
 def replicate_weights(replicates: int, rows: int, seed: int) -> Floats:
@@ -48,13 +65,7 @@ def score_model(probabilities: Floats, labels: Counts, weights: Floats, with_auc
 
 def add_scores(parts: Sequence[ModelScores]) -> ModelScores:
     """The sums of all sites together."""
-    return ModelScores(
-        correct=sum(p.correct for p in parts),
-        confidence_bins=np.sum([p.confidence_bins for p in parts], axis=0),
-        scores=np.sum([p.scores for p in parts], axis=0),
-        replicate_correct=np.sum([p.replicate_correct for p in parts], axis=0),
-        replicate_scores=np.sum([p.replicate_scores for p in parts], axis=0),
-    )
+    return ModelScores(*(sum(sums) for sums in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def histogram_auc(histogram: NDArray[np.generic]) -> Floats:

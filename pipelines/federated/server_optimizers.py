@@ -8,9 +8,9 @@ ICLR 2021: without bias correction, from v = tau², with `adaptivity` its tau.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 
@@ -47,7 +47,7 @@ class Sgd:
         return {}
 
     def step(self, parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
-        return {name: tensor + self.learning_rate * update[name] for name, tensor in parameters.items()}, moments
+        return {n: torch.add(t, update[n], alpha=self.learning_rate) for n, t in parameters.items()}, moments
 
 
 @dataclass(frozen=True)
@@ -70,91 +70,44 @@ class Momentum:
 
 
 @dataclass(frozen=True)
-class Adam:
-    """FedAdam: v = beta2 · v + (1 - beta2) · update²."""
+class Adaptive:
+    """FedAdam, FedYogi and FedAdagrad: m = beta1 · m + (1 - beta1) · update; w += learning_rate · m / (√v + tau).
 
+    They differ in v, the running square of the update: see `_second`.
+    """
+
+    method: Literal["adam", "yogi", "adagrad"]
     learning_rate: float = 0.01
     beta1: float = 0.9
-    beta2: float = 0.99
+    beta2: float = 0.99  # Adagrad, which forgets nothing, has none
     adaptivity: float = 1e-3
 
     @property
     def name(self) -> str:
-        return f"adam({self.learning_rate:g}, {self.beta1:g}, {self.beta2:g}, {self.adaptivity:g})"
+        betas = (self.beta1,) if self.method == "adagrad" else (self.beta1, self.beta2)
+        return f"{self.method}({', '.join(f'{value:g}' for value in (self.learning_rate, *betas, self.adaptivity))})"
 
     def start(self, parameters: Parameters) -> Moments:
-        return _two_moments(parameters, self.adaptivity)
+        return {
+            "first": {n: torch.zeros_like(t) for n, t in parameters.items()},
+            "second": {n: torch.full_like(t, self.adaptivity**2) for n, t in parameters.items()},
+        }
 
     def step(self, parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
-        second = {n: self.beta2 * v + (1 - self.beta2) * update[n].square() for n, v in moments["second"].items()}
-        return _adaptive_step(self, parameters, update, moments, second)
+        first = {n: self.beta1 * m + (1 - self.beta1) * update[n] for n, m in moments["first"].items()}
+        second = {n: self._second(v, update[n].square()) for n, v in moments["second"].items()}
+        rate, tau = self.learning_rate, self.adaptivity
+        moved = {n: t + rate * first[n] / (second[n].sqrt() + tau) for n, t in parameters.items()}
+        return moved, {"first": first, "second": second}
 
-
-@dataclass(frozen=True)
-class Yogi:
-    """FedYogi: v -= (1 - beta2) · update² · sign(v - update²), so that v grows no faster than additively."""
-
-    learning_rate: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    adaptivity: float = 1e-3
-
-    @property
-    def name(self) -> str:
-        return f"yogi({self.learning_rate:g}, {self.beta1:g}, {self.beta2:g}, {self.adaptivity:g})"
-
-    def start(self, parameters: Parameters) -> Moments:
-        return _two_moments(parameters, self.adaptivity)
-
-    def step(self, parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
-        def towards(v: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    def _second(self, v: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+        if self.method == "adam":
+            return self.beta2 * v + (1 - self.beta2) * square
+        if self.method == "yogi":  # v grows no faster than additively
             return v - (1 - self.beta2) * square * torch.sign(v - square)
-
-        second = {n: towards(v, update[n].square()) for n, v in moments["second"].items()}
-        return _adaptive_step(self, parameters, update, moments, second)
+        return v + square
 
 
-@dataclass(frozen=True)
-class Adagrad:
-    """FedAdagrad: v += update². The paper's experiments take beta1 = 0."""
-
-    learning_rate: float = 0.01
-    beta1: float = 0.0
-    adaptivity: float = 1e-3
-
-    @property
-    def name(self) -> str:
-        return f"adagrad({self.learning_rate:g}, {self.beta1:g}, {self.adaptivity:g})"
-
-    def start(self, parameters: Parameters) -> Moments:
-        return _two_moments(parameters, self.adaptivity)
-
-    def step(self, parameters: Parameters, update: Parameters, moments: Moments) -> tuple[Parameters, Moments]:
-        second = {n: v + update[n].square() for n, v in moments["second"].items()}
-        return _adaptive_step(self, parameters, update, moments, second)
-
-
-def _two_moments(parameters: Parameters, adaptivity: float) -> Moments:
-    return {
-        "first": {n: torch.zeros_like(t) for n, t in parameters.items()},
-        "second": {n: torch.full_like(t, adaptivity**2) for n, t in parameters.items()},
-    }
-
-
-def _adaptive_step(
-    rule: Adam | Yogi | Adagrad, parameters: Parameters, update: Parameters, moments: Moments, second: Parameters
-) -> tuple[Parameters, Moments]:
-    """m = beta1 · m + (1 - beta1) · update; w += learning_rate · m / (√v + tau)."""
-    first = {n: rule.beta1 * m + (1 - rule.beta1) * update[n] for n, m in moments["first"].items()}
-    rate, tau = rule.learning_rate, rule.adaptivity
-    moved = {n: t + rate * first[n] / (second[n].sqrt() + tau) for n, t in parameters.items()}
-    return moved, {"first": first, "second": second}
-
-
-SERVER_OPTIMIZERS: Mapping[str, Callable[..., ServerOptimizer]] = {
-    "sgd": Sgd,
-    "momentum": Momentum,
-    "adam": Adam,
-    "yogi": Yogi,
-    "adagrad": Adagrad,
-}
+Adam = partial(Adaptive, "adam")
+Yogi = partial(Adaptive, "yogi")
+Adagrad = partial(Adaptive, "adagrad", beta1=0.0)  # as in the paper's experiments

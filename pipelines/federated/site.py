@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch.func import functional_call
 
 from models.draws import draw_seed, seeds_of
 from models.embedding import nearest_centroid
 from models.errors import FedloopError
-from models.images import Images, to_tensor
+from models.images import Images
 from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
 from models.task import Task
@@ -29,7 +28,8 @@ from pipelines.federated.kernels.plain import plain
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
 from pipelines.federated.rules import Seats
-from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
+from pipelines.federated.scoring import class_probabilities, replicate_weights, score_model, slice_counts
+from pipelines.federated.site_diagnosis import diagnose
 from pipelines.federated.stages import memory_names
 from pipelines.federated.steps import Steps
 from pipelines.federated.store import SiteStore, stack_images
@@ -81,6 +81,7 @@ class Site:
             jobs.AnnotateJob: partial(labelling.annotate, self),
             jobs.SpreadJob: partial(labelling.spread, self),
             jobs.ReferenceJob: self.write_reference,
+            jobs.DiagnoseJob: partial(diagnose, self),
         }
 
     def answer(self, job: Job) -> Answer | Failure:
@@ -159,15 +160,7 @@ class Site:
     # -- evaluation -------------------------------------------------------------------------------------------
 
     def _probabilities(self, parameters: Parameters, images: Images) -> NDArray[np.float64]:
-        model = self.task.build_model().eval()
-        with torch.no_grad():
-            outputs = [
-                functional_call(model, parameters, (to_tensor(images[start : start + 512]),))
-                for start in range(0, len(images), 512)
-            ]
-        if not outputs:
-            return np.zeros((0, len(self.task.classes)))
-        return torch.softmax(torch.cat(outputs).double(), dim=1).numpy()
+        return class_probabilities(self.task, parameters, images)
 
     def evaluate(self, job: jobs.EvaluateJob) -> jobs.EvaluateAnswer:
         rows, images = self._images(job.snapshots, "evaluation")

@@ -13,12 +13,20 @@ from pipelines.federated.rules import LocalRule, Seats
 
 
 class Stage(Protocol):
-    """memory: names of vectors [sites, size] that a site keeps for it between rounds, zeros at first."""
+    """What an update passes. A stage inherits what it does not do: keep something, change the mean, encode."""
 
     @property
     def name(self) -> str: ...
+
     @property
-    def memory(self) -> tuple[str, ...]: ...
+    def memory(self) -> tuple[str, ...]:
+        """Names of vectors [sites, size] that a site keeps for it between rounds, zeros at first."""
+        return ()
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it decides the form in which an update is sent."""
+        return False
 
     def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
         """Before the updates [sites, size] leave their sites."""
@@ -26,19 +34,18 @@ class Stage(Protocol):
 
     def on_server(self, update: torch.Tensor) -> torch.Tensor:
         """After they were reduced to one [size]."""
-        ...
+        return update
 
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
-        """What one site's update takes on the wire after this stage, of `size_bytes` before it."""
-        ...
+    def size_bytes(self, layout: Layout) -> float:
+        """What one site's update takes on the wire in the stage's form: float32, where it has none of its own."""
+        return 4.0 * layout.size
 
 
 @dataclass(frozen=True)
-class ClipByNorm:
+class ClipByNorm(Stage):
     """Scale a site's whole update down to the L2 norm `bound` where it is longer."""
 
     bound: float
-    memory: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -49,11 +56,10 @@ class ClipByNorm:
         scale: torch.Tensor = (self.bound / norms.clamp_min(1e-12)).clamp_max(1.0)
         return updates * scale.to(updates.dtype)[:, None]
 
-    def on_server(self, update: torch.Tensor) -> torch.Tensor:
-        return update
 
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
-        return size_bytes
+def sent_bytes(stages: Sequence[Stage], layout: Layout) -> float:
+    """What one site's update takes on the wire: in the form of the stage that encodes it, else in float32."""
+    return next((stage.size_bytes(layout) for stage in stages if stage.encodes), 4.0 * layout.size)
 
 
 def memory_names(rule: LocalRule, stages: Sequence[Stage]) -> list[str]:

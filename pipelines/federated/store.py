@@ -8,6 +8,8 @@ Layout under `<folder>/sites/<site>/`:
                                         And the annotations: every label ever paid for; a row is paid for once
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
+    reports/errors-<version>.html, .json  where a version errs here and why, with pictures
+    doubted/<version>.parquet           training rows whose label is to be checked: row, label, suggestion
     spaces/<name>.npz                   embedded rows of the last clusterings: row ids and features
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
@@ -42,7 +44,7 @@ _ARCHIVE = sa.Table(
     sa.Column("row_id", sa.String(32), primary_key=True),
     sa.Column("label", sa.Integer, nullable=False),
 )
-_ANNOTATIONS = sa.Table(
+ANNOTATIONS = sa.Table(
     "annotations",
     _SCHEMA,
     sa.Column("row_id", sa.String(32), primary_key=True),
@@ -180,20 +182,7 @@ class SiteStore:
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
         with self._database().begin() as connection:
-            return {row.row_id: row.label for row in connection.execute(sa.select(_ANNOTATIONS))}
-
-    def annotate(self, labels: Mapping[str, int], annotator: str) -> int:
-        """Keep bought labels; returns how many were new. A row that has a label keeps it."""
-        known = self.annotations()
-        new = [
-            {"row_id": row, "label": int(label), "annotator": annotator}
-            for row, label in labels.items()
-            if row not in known
-        ]
-        if new:
-            with self._database().begin() as connection:
-                connection.execute(sa.insert(_ANNOTATIONS), new)
-        return len(new)
+            return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
 
     def suspect(self, labels: Mapping[str, int]) -> None:
         """Replace the list of bought labels that are doubted (row_id → the doubted label)."""
@@ -297,6 +286,22 @@ class SiteStore:
         if not path.is_file():
             raise Missing(f"site {self.site} has no reference for version {version} (looked for {path})")
         return pd.read_parquet(path)
+
+    # -- errors -----------------------------------------------------------------------------------------------
+
+    def write_doubted(self, version: str, table: pd.DataFrame) -> None:
+        """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
+        self._parquet("doubted", version, table)
+
+    def doubted(self, version: str) -> pd.DataFrame:
+        path = self.root / "doubted" / f"{version}.parquet"
+        if not path.is_file():
+            raise Missing(f"site {self.site} has no diagnosis of version {version}; run `fedloop diagnose` first")
+        return pd.read_parquet(path)
+
+    def report(self, version: str, kind: str = "html") -> Path:
+        """Where the page on a version's errors lies, or (`json`) what it shows as data."""
+        return self.root / "reports" / f"errors-{version}.{kind}"
 
     def _parquet(self, kind: str, name: str, table: pd.DataFrame) -> Path:
         path = self.root / kind / f"{name}.parquet"

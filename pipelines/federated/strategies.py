@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from models.errors import BadInput
-from pipelines.federated.fednova import FedNova
-from pipelines.federated.personal import Ditto
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated import personal
+from pipelines.federated.fednova import FEDNOVA
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.server_optimizers import Adagrad, Adam, Momentum, Sgd, Yogi
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.work import LocalWork
@@ -63,22 +63,22 @@ def fedadagrad(
     work: LocalWork, server_learning_rate: float = 0.01, beta1: float = 0.0, adaptivity: float = 1e-3
 ) -> Strategy:
     """The same paper, with Adagrad's second moment."""
-    return Strategy(work, server=Adagrad(server_learning_rate, beta1, adaptivity))
+    return Strategy(work, server=Adagrad(server_learning_rate, beta1=beta1, adaptivity=adaptivity))
 
 
 def scaffold(work: LocalWork, server_learning_rate: float = 1.0) -> Strategy:
     """Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning", ICML 2020."""
-    return Strategy(work, rule=Scaffold(), server=Sgd(server_learning_rate))
+    return Strategy(work, rule=SCAFFOLD, server=Sgd(server_learning_rate))
 
 
 def fednova(work: LocalWork, server_learning_rate: float = 1.0) -> Strategy:
     """Wang et al., "Tackling the objective inconsistency problem in heterogeneous federated optimization", 2020."""
-    return Strategy(work, rule=FedNova(), server=Sgd(server_learning_rate))
+    return Strategy(work, rule=FEDNOVA, server=Sgd(server_learning_rate))
 
 
 def ditto(work: LocalWork, pull: float = 0.1, server_learning_rate: float = 1.0) -> Strategy:
     """Li, Hu, Beirami and Smith, "Ditto: fair and robust federated learning through personalization", ICML 2021."""
-    return Strategy(work, rule=Ditto(pull), server=Sgd(server_learning_rate))
+    return Strategy(work, rule=personal.ditto(pull), server=Sgd(server_learning_rate))
 
 
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {

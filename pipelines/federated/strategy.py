@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from models.errors import BadInput
 from pipelines.federated.reducers import MEAN, Reducer
 from pipelines.federated.rules import PLAIN, LocalRule
 from pipelines.federated.server_optimizers import ServerOptimizer, Sgd
@@ -20,6 +21,14 @@ class Strategy:
     stages: tuple[Stage, ...] = ()
     reducer: Reducer = MEAN
     server: ServerOptimizer = field(default_factory=Sgd)
+
+    def __post_init__(self) -> None:
+        forms = [stage.name for stage in self.stages if stage.encodes]
+        if len(forms) > 1:
+            raise BadInput(
+                f"the stages {' and '.join(forms)} each decide the form of an update, and only the last one's would be"
+                " sent; leave one out, or give TopK or RandomMask a Quantise as its `values`"
+            )
 
     def describe(self) -> dict[str, object]:
         """The strategy as plain values: names its state and goes into the registry."""

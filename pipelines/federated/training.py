@@ -65,8 +65,8 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Rounds) -> Train
         return replace(state, round=number, log=(*state.log, record), context=context)
     layout = Layout.of(state.parameters)
     mean = strategy.reducer.finish(gathered.reduction) * gathered.scale
-    own, extra = mean[: layout.size], mean[layout.size :]
-    mean = torch.cat([on_server(strategy.stages, own), extra])
+    if strategy.stages:
+        mean = torch.cat([on_server(strategy.stages, mean[: layout.size]), mean[layout.size :]])
     update, shared = strategy.rule.absorb(mean, state.shared, gathered.share_of_population)
     parameters, moments = strategy.server.step(state.parameters, layout.unflatten(update), state.moments)
     return TrainingState(number, parameters, moments, (*state.log, record), shared, context)

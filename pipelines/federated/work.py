@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,3 @@ class LocalWork:
     clip_norm: float = 0.0
     proximal: float = 0.0
     updates: int = 0
-
-    def with_proximal(self, strength: float) -> LocalWork:
-        return replace(self, proximal=strength)

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from models.errors import BadInput
-from models.images import to_tensor
+from models.images import read_image, to_tensor
 from models.task import BUILT_IN, Rows, Task, find_task
-from pipelines.ingest import read_image
 
 
 @pytest.mark.parametrize(

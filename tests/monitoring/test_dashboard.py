@@ -118,6 +118,16 @@ def test_the_panels_are_written_once(board: Dashboard) -> None:
     assert json.loads(path.read_text())["panels"]
 
 
+def test_why_the_model_errs_is_a_panel_where_it_is_known(board: Dashboard) -> None:
+    path = board.snapshots.parent / "dashboard.json"
+    why = "Version 1: 3 errors in 20 labelled rows. The report: http://127.0.0.1:5000/#/x"
+    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES, why)
+    panels = json.loads(path.read_text())["panels"]
+    assert [panel["subtitle"] for panel in panels if panel["title"] == "Why does the model err?"] == [why]
+    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES)
+    assert len(json.loads(path.read_text())["panels"]) == len(panels) - 1
+
+
 def test_what_was_written_with_a_snapshot_can_be_asked(board: Dashboard) -> None:
     board.write(1, "performance", 1.7e9, [], metadata={"labels": "12"})
     assert board.metadata(1, "performance") == {"labels": "12"}

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from tiny_sites import TINY, pictures, rows_of
 
 from models.camera import Camera
-from models.images import encode_png
+from models.images import encode_png, read_image
 from models.task import Rows
-from pipelines.ingest import read_image
 from pipelines.partition import SitePlan, divide, plan_sites
 from pipelines.settings import SiteSettings
 

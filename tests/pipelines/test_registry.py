@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ def test_a_version_shows_signature_example_tags_figures_and_no_pickle(settings: 
         summary=summary,
         example=np.full((2, 8, 8, 1), 51, dtype=np.uint8),
         extra_files=[plot],
+        run_id=Run.start(settings, "training", "sha:1").run_id,
     )
     assert made.number == 1
     assert not made.reused
@@ -123,11 +125,12 @@ def test_what_does_not_exist_is_none_empty_or_said(settings: Settings, register:
 
 def test_weights_that_do_not_fit_the_task_are_not_registered(settings: Settings) -> None:
     wrong = parameters(settings) | {"0.weight": torch.zeros(16, 3, 3, 3)}
-    example = np.zeros((1, 8, 8, 1), dtype=np.uint8)
+    what: dict[str, Any] = {"parameters": wrong, "tags": {}, "figures": {}, "summary": None, "run_id": "none"}
+    what["example"] = np.zeros((1, 8, 8, 1), dtype=np.uint8)
     with pytest.raises(BadInput, match=r"0.weight is \[16, 3, 3, 3\]"):
-        registry.register(settings, parameters=wrong, key="k", tags={}, figures={}, summary=None, example=example)
+        registry.register(settings, key="k", **what)
     with pytest.raises(BadInput, match="the key"):
-        registry.register(settings, parameters=wrong, key="' or 1", tags={}, figures={}, summary=None, example=example)
+        registry.register(settings, key="' or 1", **what)
     assert registry.versions(settings) == []
 
 
@@ -190,7 +193,8 @@ def test_no_default_address_is_left_behind(settings: Settings, register: Registe
 
 
 def test_a_run_goes_on_under_its_key_and_a_round_logged_twice_counts_once(settings: Settings, tmp_path: Path) -> None:
-    run = Run.start(settings, "training", "abc", {"cause": "test"})
+    run = Run.start(settings, "training", "abc")
+    run.tags({"cause": "test"})
     for step in range(3):
         run.metrics({"loss": 1.0 / (step + 1), "accuracy": step / 10}, step)
     again = Run.start(settings, "training", "abc")

@@ -29,6 +29,7 @@ from pipelines import registry, release, replay, service, serving_batch
 from pipelines.partition import plan_sites
 from pipelines.registry import CHAMPION, Version
 from pipelines.settings import Settings
+from pipelines.tracking import Run
 
 Register = Callable[..., Version]
 PNG = {"content-type": "image/png"}
@@ -227,8 +228,9 @@ def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_serves_on(
         }
         example = np.zeros((1, 8, 8, 1), dtype=np.uint8)
         bad = registry.register(
-            settings, parameters=broken, key="nan", tags={}, figures={}, summary=None, example=example
-        )
+            settings, parameters=broken, key="nan", tags={}, figures={}, summary=None, example=example,
+            run_id=Run.start(settings, "training", "nan").run_id,
+        )  # fmt: skip
         release.promote(settings, bad.number, "broken")
         said = wait_for(running, lambda body: body.get("refused"))
         assert said["model_version"] == good

@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from models import keyboard
 from models.errors import BadInput
 from models.fleet_task import find_fleet_task
 from models.keyboard import Keyboard
 from pipelines.federated.checkpoints import latest
 from pipelines.federated.engines.turnout import OnClock
 from pipelines.federated.layout import Layout
+from pipelines.federated.plan import RoundRecord
 from pipelines.simulate import COMPRESSIONS, folder_of, simulate, simulation_of, turnout_of
 
 # argv: home. Slow enough to be killed in the middle, and with a checkpoint after every round.
@@ -50,8 +55,9 @@ def test_a_killed_simulation_called_again_ends_with_the_same_bits(tmp_path: Path
     interrupted = latest(folder)
     assert interrupted is not None
     assert 4 <= interrupted.round < 12
-    end = simulate(simulation, tmp_path / "killed", processes=2)
-    assert end.rounds_run == 12 - interrupted.round
+    rounds: list[RoundRecord] = []
+    end = simulate(simulation, tmp_path / "killed", processes=2, on_round=rounds.append)
+    assert len(rounds) == 12 - interrupted.round
     for name, tensor in undisturbed.state.parameters.items():
         assert tensor.numpy().tobytes() == end.state.parameters[name].numpy().tobytes()
     assert end.state.log == undisturbed.state.log
@@ -132,6 +138,18 @@ def test_a_wrong_number_or_name_is_a_sentence(given: dict[str, object], says: st
 def test_an_unknown_choice_lists_those_there_are(tmp_path: Path, choices: dict[str, str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         simulate(simulation_of("keyboard", 1000, 10, 1, {}, **choices), tmp_path, processes=1)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(64)], ids=lambda layer: type(layer).__name__)
+def test_a_model_with_state_or_chance_in_its_forward_pass_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    def build_model() -> nn.Module:
+        return nn.Sequential(deepcopy(layer), nn.Linear(64, 1))
+
+    monkeypatch.setattr(keyboard, "TASK", replace(keyboard.TASK, build_model=build_model))
+    with pytest.raises(BadInput, match=f"task keyboard: {type(layer).__name__} keeps state or draws"):
+        simulate(simulation_of("keyboard", 100, 5, 1, {}), tmp_path, processes=1)
 
 
 def test_the_command_writes_the_figures(tmp_path: Path) -> None:

@@ -21,9 +21,8 @@ def collect_by_asking(engine: Engine, plan: TrainingPlan, state: TrainingState) 
     population = [name for name in engine.population if plan.snapshots.get(name)]
     asked = plan.cohort.select(population, plan.seed, number)
     # Without the number of rounds: a run that is made longer goes on with what its sites kept.
-    run = digest(
-        plan.seed, plan.labellings, plan.snapshots, strategy.describe(), vars(plan.cohort), plan.fresh, plan.final_rate
-    )
+    what = (plan.labellings, plan.snapshots, plan.fresh, plan.start)
+    run = digest(plan.seed, *what, strategy.describe(), vars(plan.cohort), plan.final_rate)
     jobs = {
         name: TrainJob(
             number,

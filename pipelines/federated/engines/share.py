@@ -79,14 +79,13 @@ class Trainer:
                 share.measure_loss,
             )  # fmt: skip
             # One diverged client would turn everybody's weights into NaN.
-            good = torch.isfinite(sent.sum(dim=1)).numpy() & (steps.examples > 0)
-            failures += [
-                _reason(int(client), n) for client, n in zip(clients[~good], steps.examples[~good], strict=True)
-            ]
+            good = np.isfinite(sent.numpy().sum(axis=1)) & (steps.examples > 0)
             weights = np.ones(len(part)) if strategy.rule.uniform else steps.examples
             if share.importance is not None:
                 weights = weights * share.importance[part]
             if not good.all():
+                refused = zip(clients[~good], steps.examples[~good], strict=True)
+                failures += [_reason(int(client), n) for client, n in refused]
                 sent, losses, weights = sent[good], losses[good], weights[good]
             reduction = strategy.reducer.add(reduction, sent, torch.from_numpy(weights))
             counted = steps.examples[good]

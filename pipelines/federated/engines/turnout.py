@@ -63,7 +63,7 @@ class Always:
     def call(self, seed: int, round_number: int, clock: Clock) -> tuple[Called, Clock]:
         goal = min(self.goal, self.size) if self.goal else self.size
         rng = np.random.Generator(np.random.SFC64(draw_seed("cohort", seed, round_number)))
-        clients = np.sort(rng.choice(self.size, size=goal, replace=False))
+        clients = np.sort(rng.choice(self.size, size=goal, replace=False, shuffle=False))
         return Called(Committed(goal), clients, goal), clock
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from models.errors import BadInput
 from pipelines.federated.files import digest, keep_measurement, measurements
-from pipelines.federated.kernels import linear, sequential
+from pipelines.federated.kernels import dense, linear, sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.kernels.stacked import stacked
@@ -58,6 +58,12 @@ def candidates(model: nn.Module, layout: Layout, dtype: torch.dtype = torch.floa
                 found["plain-channels-last" + suffix] = partial(plain, model, layout, channels_last=True, dtype=half)
             if sequential.able(model):
                 found["sequential" + suffix] = partial(sequential.sequential, model, layout, dtype=half)
+    if dense.able(model):
+        found |= {
+            f"dense-{n}": partial(dense.dense, model, layout, chunk=n)
+            for n in (8, 16)
+            if n * layout.size <= STACKED_NUMBERS
+        }
     chunks = [chunk for chunk in (32, 64, 128, 256) if chunk * layout.size <= STACKED_NUMBERS]
     if linear.able(model):
         found |= {f"linear-{chunk}": partial(linear.linear, model, layout, chunk=chunk) for chunk in chunks}
@@ -133,7 +139,7 @@ def _rate(kernel: Kernel, start: torch.Tensor, steps: Steps, work: LocalWork, co
 
     cost: seconds of one step of one site, about; where whole sites would take too long they are cut short.
     """
-    alone = not kernel.name.startswith(("stacked", "linear"))
+    alone = not kernel.name.startswith(("stacked", "linear", "dense"))
     affordable = max(1, int(seconds / 2 / max(cost, 1e-9)))
     longest = max(1, int(steps.steps.max()))
     count = max(1, min(4, affordable // longest)) if alone else kernel.chunk

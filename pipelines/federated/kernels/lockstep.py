@@ -13,10 +13,10 @@ from pipelines.federated.steps import Steps
 
 @dataclass(frozen=True)
 class Lockstep:
-    """A chunk's plan turned by step.
+    """A chunk's plan, the sites in an order in which those still at work are a prefix.
 
     order: int64 [sites], which site of the chunk stands where, None where they stand as they came; active: by step,
-    how many sites still work; index: int64 [steps, sites, batch]; share: float32 of that shape, or None where each
+    how many sites still work; index: int64 [sites, steps, batch]; share: float32 of that shape, or None where each
     row is 1/batch of its batch's mean; y: int64 of that shape.
     """
 
@@ -40,14 +40,16 @@ class Lockstep:
 
 
 def lockstep(steps: Steps) -> Lockstep:
-    index, weight, count = steps.index, steps.weight, steps.index.shape[1]
+    index, weight = steps.index, steps.weight
     if weight is None:
-        turned = index.transpose(0, 1).contiguous()
-        return Lockstep(None, [len(steps)] * count, turned, None, steps.y[turned])
+        return Lockstep(None, [len(steps)] * index.shape[1], index, None, _labels(steps.y, index))
     order = None
     if (np.diff(steps.steps) > 0).any():
         order = torch.from_numpy(np.argsort(-steps.steps, kind="stable"))
         index, weight = index[order], weight[order]
-    turned = index.transpose(0, 1).contiguous()
     active = [int((steps.steps > step).sum()) for step in range(int(steps.steps.max(initial=0)))]
-    return Lockstep(order, active, turned, shares(weight.transpose(0, 1).contiguous()), steps.y[turned])
+    return Lockstep(order, active, index, shares(weight), _labels(steps.y, index))
+
+
+def _labels(y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return y.index_select(0, index.reshape(-1)).view(index.shape)

@@ -26,7 +26,7 @@ from pipelines.federated.kernels.plain import lone_chunk
 from pipelines.federated.kernels.rows import gather, widths
 from pipelines.federated.kernels.scratch import Scratch
 from pipelines.federated.layout import Layout
-from pipelines.federated.loss import example_losses
+from pipelines.federated.loss import mean_losses
 from pipelines.federated.steps import Steps
 from pipelines.federated.work import LocalWork
 
@@ -160,7 +160,7 @@ class Sequential:
                 layer.update(update[name])
         if not measure_loss:
             return deltas, torch.zeros(sites)
-        return deltas, _mean_losses(outputs, y, share, torch.from_numpy(steps.steps))
+        return deltas, mean_losses(outputs, y, share, torch.from_numpy(steps.steps))
 
     def _suited(self, count: int, batch: int, in_place: bool) -> list[Layer]:
         """The layers in the form that is fastest for sites of `count` batches."""
@@ -218,15 +218,6 @@ class Sequential:
         else:
             torch.softmax(outputs, 1, out=delta)
         return delta.sub_(wanted)
-
-
-def _mean_losses(
-    outputs: torch.Tensor, y: torch.Tensor, share: torch.Tensor | None, steps: torch.Tensor
-) -> torch.Tensor:
-    """Outputs [sites, steps, batch, classes] → each site's mean batch loss, all sites at once."""
-    each = example_losses(outputs.flatten(0, 2), y.flatten()).view(y.shape)
-    of_batches = each.mean(2) if share is None else (each * share).sum(2)
-    return of_batches.sum(1) / steps.clamp_min(1)
 
 
 def sequential(model: nn.Module, layout: Layout, *, dtype: torch.dtype = torch.float32) -> Sequential:

@@ -49,10 +49,10 @@ class Stacked:
         w, losses = scratch("w", (sites, size)).copy_(start), torch.zeros(sites)
         velocity = scratch("velocity", (sites, size)).zero_() if work.momentum else None
         for step, active in enumerate(plan.active):
-            index = plan.index[step, :active]
+            index = plan.index[:active, step]
             x = gather(steps.x, index.reshape(-1), torch.float32, scratch)
             x = x.view(*index.shape, *x.shape[1:])
-            gradient, loss = self._step(w[:active], x, plan.y[step, :active], share[step, :active])
+            gradient, loss = self._step(w[:active], x, plan.y[:active, step], share[:active, step])
             descend(
                 w[:active],
                 gradient,

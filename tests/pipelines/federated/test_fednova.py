@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import plain_loop
 import pytest
@@ -34,7 +36,7 @@ def test_for_plain_sgd_the_normaliser_is_the_number_of_steps() -> None:
 @settings(max_examples=8, deadline=None)
 @given(cases(momentum=(0.0,)), st.sampled_from([0.1, 1.0]))
 def test_with_a_proximal_term_it_is_the_papers_loop(case: Case, mu: float) -> None:
-    state = run(fednova(case.work.with_proximal(mu)), case.sites, SEED)
+    state = run(fednova(replace(case.work, proximal=mu)), case.sites, SEED)
     assert np.abs(weights_of(state) - plain_loop.fednova(case.plain(), case.start, mu)).max() < 2e-6
 
 

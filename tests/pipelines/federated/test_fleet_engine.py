@@ -27,7 +27,7 @@ from pipelines.federated.fleet import Fleet
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.plan import TrainingPlan, TrainingState
 from pipelines.federated.reducers import MEDIAN
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.server_optimizers import Adam
 from pipelines.federated.sessions import SessionCost
 from pipelines.federated.sparse import TopK
@@ -96,7 +96,7 @@ def test_chunks_processes_and_kernels_change_the_result_by_rounding_alone(
 
 STRATEGIES = {
     "adam": Strategy(WORK, server=Adam(0.05)),
-    "scaffold": Strategy(WORK, rule=Scaffold()),
+    "scaffold": Strategy(WORK, rule=SCAFFOLD),
     "feedback": Strategy(WORK, stages=(ErrorFeedback(TopK(0.1)),)),
 }
 

@@ -7,6 +7,7 @@ import pickle
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_sites import LABELLING, TINY, initial, make_site
+from tiny_sites import CLASSES, LABELLING, TINY, initial, make_site, pictures
 
 from models.embedding import normalised_pixels
-from models.images import to_tensor
+from models.images import encode_png, to_tensor
 from pipelines.federated import jobs
 from pipelines.federated.layout import Layout
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.site import Site
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
@@ -34,13 +35,17 @@ CROSSES = {
     "DescribeAnswer": {"rows", "histograms"},
     "ClusterAnswer": {"centroids", "counts"},
     "ProjectAnswer": {"rows"},
-    "AssignAnswer": {"means", "counts", "squares", "closest"},
-    "AnnotateAnswer": {"histogram", "bought", "new"},
+    "AssignAnswer": {"means", "counts", "squares", "closest", "distances"},
+    "AnnotateAnswer": {"histogram", "bought", "new", "pending"},
     "SpreadAnswer": {
         *("bought", "spread", "unlabelled", "spread_correct", "spread_known"),
         *("checked", "check_correct", "off", "suspects"),
     },
     "ReferenceAnswer": {"rows"},
+    # Counts of errors and of labels, and the causes of the cases that came with the job, which are nobody's rows here.
+    "DiagnoseAnswer": {
+        *("rows", "classes", "clusters", "calibration", "labels", "truths", "suspects", "cases", "explained"),
+    },
     "Failure": {"reason"},
 }
 CLUSTERS = 4
@@ -80,7 +85,8 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
     histogram = np.eye(clusters, len(TINY.classes), dtype=np.int64)
     # A rule that keeps something at the site, has something sent along and sends more than the update.
     size = Layout.of(initial()).size
-    clip, corrected = (ClipByNorm(1.0),), {"rule": Scaffold(), "run": "r", "shared": torch.ones(size)}
+    counts = np.ones((clusters, CLASSES), dtype=np.int64)
+    clip, corrected = (ClipByNorm(1.0),), {"rule": SCAFFOLD, "run": "r", "shared": torch.ones(size)}
     return [
         jobs.TrainJob(1, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip),
         jobs.TrainJob(2, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip, **corrected),
@@ -88,11 +94,27 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.DescribeJob(train, "train"),
         jobs.ClusterJob("space", train, clusters, 0),
         jobs.ProjectJob("space", "plane", np.eye(64, 2, dtype=np.float16)),
-        jobs.AssignJob("space", centroids),
+        jobs.AssignJob("space", centroids, 8),
         jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
         jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
+        diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+        replace(
+            diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
+            labels=counts,
+            truths=counts,
+        ),
     ]
+
+
+def diagnose_job(
+    train: tuple[str, ...], evaluation: tuple[str, ...], centroids: NDArray[np.float64], radii: NDArray[np.float64]
+) -> jobs.DiagnoseJob:
+    """With a wrong answer of live traffic sent along."""
+    case = jobs.Case(encode_png(pictures(np.zeros(1, dtype=np.int64), 9)[0]), 0, 1, 0.9)
+    return jobs.DiagnoseJob(
+        "1", (LABELLING,), train, evaluation, initial(), centroids, radii, 0.05, explained=2, cases=(case,)
+    )
 
 
 def shape_of(value: Any) -> Any:

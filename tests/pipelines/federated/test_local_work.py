@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from tiny_sites import CLASSES, initial, linear_model, pictures
 from torch.nn.functional import cross_entropy
 
@@ -22,8 +21,8 @@ from pipelines.federated.kernels.plain import plain
 from pipelines.federated.kernels.stacked import stacked
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import Augment, LabelledRows, join, local_updates, site_steps
-from pipelines.federated.rules import PLAIN, LocalRule, Seats, Train
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.rules import PLAIN, LocalRule, Seats, Sent, Turn
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.stages import ClipByNorm, Stage
 from pipelines.federated.steps import Steps
 from pipelines.federated.work import LocalWork
@@ -244,7 +243,7 @@ def test_padding_moves_nothing(kernel: Callable[..., Kernel]) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-@pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [PLAIN, SCAFFOLD], ids=lambda rule: rule.name)
 @given(sizes=st.lists(st.integers(0, 17), min_size=1, max_size=5), work=st.sampled_from(list(WORKS.values())))
 @settings(max_examples=12, deadline=None)
 def test_sites_stepped_together_do_what_each_does_alone(
@@ -263,7 +262,7 @@ def test_sites_stepped_together_do_what_each_does_alone(
 def test_local_work_leaves_the_weights_it_was_given_alone(kernel: Callable[..., Kernel]) -> None:
     start, shared = LAYOUT.flatten(initial()), torch.ones(LAYOUT.size)
     before = start.clone()
-    work, rule = WORKS["momentum"], Scaffold()
+    work, rule = WORKS["momentum"], SCAFFOLD
     seats = own_seats(3, rule)
     kept = seats.memory["control"]
     steps = join([site_steps(rows(5), work, i, None) for i in range(3)])
@@ -274,34 +273,14 @@ def test_local_work_leaves_the_weights_it_was_given_alone(kernel: Callable[..., 
     assert seats.memory["control"].any(), "what the sites keep replaces what they had"
 
 
-@dataclass(frozen=True)
-class Twice:
-    """Train, train again from there without a pull, and send the way and both losses along."""
+def _twice(turn: Turn) -> Sent:
+    first, before = (part.clone() for part in turn.train(turn.start))
+    second, after = turn.train(turn.start + first, proximal=0.0)
+    return torch.cat([first + second, before[:, None], after[:, None]], dim=1), after
 
-    name: str = "twice"
-    memory: tuple[str, ...] = ()
-    uniform: bool = False
 
-    def shared(self, size: int) -> torch.Tensor:
-        return torch.zeros(0)
-
-    def local(
-        self,
-        train: Train,
-        start: torch.Tensor,
-        shared: torch.Tensor,
-        seats: Seats,
-        steps: NDArray[np.int64],
-        work: LocalWork,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        first, before = (part.clone() for part in train(start))
-        second, after = train(start + first, proximal=0.0)
-        return torch.cat([first + second, before[:, None], after[:, None]], dim=1), after
-
-    def absorb(
-        self, mean: torch.Tensor, shared: torch.Tensor, share_of_population: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean[:-2], shared
+TWICE = LocalRule("twice", _twice, absorb=lambda mean, shared, share_of_population: (mean[:-2], shared))
+"""Train, train again from there without a pull, and send the way and both losses along."""
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
@@ -309,8 +288,8 @@ def test_stages_see_the_update_and_what_a_rule_adds_travels_as_it_is(kernel: Cal
     work = LocalWork(epochs=2, batch_size=4, proximal=3.0)
     steps = join([site_steps(rows(7, seed=i), work, i, None) for i in range(3)])
     run = kernel(linear_model(), LAYOUT)
-    whole, losses = work_of(run, steps, work, Twice())
-    clipped, same = work_of(run, steps, work, Twice(), (ClipByNorm(0.05), ClipByNorm(0.01)))
+    whole, losses = work_of(run, steps, work, TWICE)
+    clipped, same = work_of(run, steps, work, TWICE, (ClipByNorm(0.05), ClipByNorm(0.01)))
     size = LAYOUT.size
     assert whole.shape == clipped.shape == (3, size + 2)
     assert (whole[:, :size].norm(dim=1) > 0.05).all()

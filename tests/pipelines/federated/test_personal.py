@@ -26,7 +26,7 @@ WORK = LocalWork(epochs=5, batch_size=4, learning_rate=0.1)
 
 
 def with_held_out(population: Partition, test: Partition) -> Partition:
-    return replace(population, test_x=test.x, test_y=test.y, test_starts=test.starts, test_sizes=test.sizes)
+    return replace(population, test=test)
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.federated.layout import Layout
-from pipelines.federated.rules import Seats
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.rules import Seats, Turn
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.strategies import fedavg, scaffold
 from pipelines.federated.work import LocalWork
 
@@ -42,9 +42,8 @@ def test_a_site_without_a_step_sends_zeros_and_keeps_its_variate(idle: int) -> N
     steps[idle] = 0
     deltas = torch.randn(4, 3) * torch.from_numpy(steps > 0)[:, None]
     seats = Seats(layout, np.arange(4, dtype=np.uint64), {"control": kept.clone()})
-    sent, _ = Scaffold().local(
-        lambda *_, **__: (deltas, torch.zeros(4)), torch.zeros(3), server, seats, steps, LocalWork()
-    )
+    still = torch.zeros(3)
+    sent, _ = SCAFFOLD.local(Turn(lambda *_, **__: (deltas, torch.zeros(4)), still, server, seats, steps, LocalWork()))
     assert not sent[idle].any()
     assert torch.equal(seats.memory["control"][idle], kept[idle])
     assert sent.isfinite().all()

@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.federated.server_optimizers import (
-    SERVER_OPTIMIZERS,
-    Adagrad,
-    Adam,
-    Momentum,
-    ServerOptimizer,
-    Sgd,
-    Yogi,
-)
+from pipelines.federated.server_optimizers import Adagrad, Adam, Adaptive, Momentum, ServerOptimizer, Sgd, Yogi
+
+SERVER_OPTIMIZERS = {"sgd": Sgd, "momentum": Momentum, "adam": Adam, "yogi": Yogi, "adagrad": Adagrad}
 
 
 def formula(optimizer: ServerOptimizer, x: NDArray[np.float64], updates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -36,11 +30,11 @@ def formula(optimizer: ServerOptimizer, x: NDArray[np.float64], updates: NDArray
                 m = momentum * m + delta
                 x += rate * m
                 continue
-            case Adam(rate, beta1, beta2, tau):
+            case Adaptive("adam", rate, beta1, beta2, tau):
                 v = beta2 * v + (1 - beta2) * delta**2
-            case Yogi(rate, beta1, beta2, tau):
+            case Adaptive("yogi", rate, beta1, beta2, tau):
                 v = v - (1 - beta2) * delta**2 * np.sign(v - delta**2)
-            case Adagrad(rate, beta1, tau):
+            case Adaptive("adagrad", rate, beta1, _, tau):
                 v = v + delta**2
         m = beta1 * m + (1 - beta1) * delta
         x += rate * m / (np.sqrt(v) + tau)
@@ -84,6 +78,7 @@ def test_no_update_from_rest_moves_nothing(kind: str) -> None:
 def test_a_name_tells_every_setting() -> None:
     assert Sgd(0.5).name == "sgd(0.5)"
     assert Adam().name == "adam(0.01, 0.9, 0.99, 0.001)"
+    assert Adagrad().name == "adagrad(0.01, 0, 0.001)"
     every = [Sgd(), Momentum(), Momentum(1.0, 0.5), Adam(), Adam(0.1), Yogi(), Adagrad(), Adagrad(beta1=0.9)]
     assert len({optimizer.name for optimizer in every}) == len(every)
     assert [pickle.loads(pickle.dumps(o)) for o in every] == every  # noqa: S301 (our own bytes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import RULES, SIZES, WORK, Trail, equal, plan_over, sites_in
+from tiny_runs import RULES, SIZES, TRAIL, WORK, equal, plan_over, sites_in
 from tiny_sites import LABELLING, initial, make_site
 
 from models.errors import Missing
@@ -22,7 +22,7 @@ from pipelines.federated.jobs import Answer, Failure, Job, TrainAnswer, TrainJob
 from pipelines.federated.layout import Layout
 from pipelines.federated.plan import Context, Gathered, TrainingPlan, TrainingState
 from pipelines.federated.rules import LocalRule
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.store import MEMORIES_KEPT, SiteStore
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
@@ -105,8 +105,8 @@ def test_a_site_recalls_what_the_servers_history_says_or_says_that_it_is_gone(
 
 
 def job(train_ids: tuple[str, ...], round_number: int, work: LocalWork = WORK) -> TrainJob:
-    shared = Scaffold().shared(LAYOUT.size)
-    return TrainJob(round_number, 0, (LABELLING,), train_ids, initial(), work, Scaffold(), run="run", shared=shared)
+    shared = SCAFFOLD.shared(LAYOUT.size)
+    return TrainJob(round_number, 0, (LABELLING,), train_ids, initial(), work, SCAFFOLD, run="run", shared=shared)
 
 
 def test_a_job_asked_twice_is_answered_twice_the_equal(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_rule_finds_at_each_round_what_it_left_at_the_last_that_counted(tmp_pa
     """Against a loop that keeps every site's memory itself; rounds 3, 4 and 6 are abandoned."""
     engine, snapshots = sites_in(tmp_path, stacked)
     lost, rounds = {3, 4, 6}, 8
-    plan = TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(WORK, Trail()))
+    plan = TrainingPlan((LABELLING,), snapshots, rounds, 3, Strategy(WORK, TRAIL))
     state = train(plan, initial(), Lossy(engine, lambda now: now in lost), tmp_path / "states")
     assert state.abandoned == (3, 4, 6)
 
@@ -216,7 +216,7 @@ def test_a_run_taken_up_at_an_earlier_checkpoint_ends_with_the_same_bits(
 
 def test_a_server_that_goes_back_too_far_is_told_so(tmp_path: Path) -> None:
     engine, snapshots = sites_in(tmp_path / "sites")
-    plan = replace(plan_over(snapshots, MEMORIES_KEPT + 2, Trail()), cohort=Cohort())
+    plan = replace(plan_over(snapshots, MEMORIES_KEPT + 2, TRAIL), cohort=Cohort())
     early = tmp_path / "early"
     train(replace(plan, rounds=1), initial(), engine, early)
     train(plan, initial(), engine, tmp_path / "whole")
@@ -235,6 +235,28 @@ def test_another_run_over_the_same_sites_starts_with_nothing(tmp_path: Path, rul
         used = train(plan, initial(place), engine, tmp_path / f"states-{place}")
         fresh, _ = sites_in(tmp_path / f"fresh-{place}")
         assert equal(used, train(plan, initial(place), fresh, tmp_path / f"others-{place}")), place
+
+
+@dataclass
+class Away(Lossy):
+    """Sites one of which is away in the first round: it does no work."""
+
+    def ask(self, jobs: Mapping[str, Job]) -> Iterator[tuple[str, Answer | Failure]]:
+        gone = {"a"} if any(isinstance(job, TrainJob) and job.round == 1 for job in jobs.values()) else set()
+        yield from ((name, Failure(f"{name}: away")) for name in gone)
+        yield from super().ask({name: job for name, job in jobs.items() if name not in gone})
+
+
+@pytest.mark.parametrize("rule", [TRAIL, SCAFFOLD], ids=lambda rule: rule.name)
+def test_a_run_of_the_same_plan_from_other_weights_starts_with_nothing(tmp_path: Path, rule: LocalRule) -> None:
+    """Also at a site that had no part in the round in which the run before kept something."""
+    engine, snapshots = sites_in(tmp_path / "used")
+    plan = replace(plan_over(snapshots, 3, rule), cohort=Cohort(minimum=0.5))
+    train(replace(plan, start="one"), initial(1), engine, tmp_path / "states-1")
+    other = replace(plan, start="two")
+    used = train(other, initial(2), Away(engine), tmp_path / "states-2")
+    fresh, _ = sites_in(tmp_path / "fresh")
+    assert equal(used, train(other, initial(2), Away(fresh), tmp_path / "others"))
 
 
 @each_rule

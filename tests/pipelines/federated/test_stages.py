@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models.draws import seeds_of
 from pipelines.federated.layout import Layout
 from pipelines.federated.rules import Seats
-from pipelines.federated.stages import ClipByNorm, Stage, on_server, on_site
+from pipelines.federated.stages import ClipByNorm, Stage, on_server, on_site, sent_bytes
 
 LAYOUT = Layout(("a", "b"), ((3, 2), ()))
 STAGES: dict[str, Stage] = {"clip": ClipByNorm(0.7)}
@@ -91,24 +91,21 @@ def test_an_update_of_nothing_stays_nothing() -> None:
 
 
 def test_clipping_changes_no_size_on_the_wire() -> None:
-    assert ClipByNorm(1.0).size_bytes(LAYOUT, 28.0) == 28.0
+    assert not ClipByNorm(1.0).encodes
+    assert sent_bytes((ClipByNorm(1.0),), LAYOUT) == sent_bytes((), LAYOUT) == 28.0
 
 
 @dataclass(frozen=True)
-class Add:
+class Add(Stage):
     """Add one on the site, take it away on the server."""
 
     name: str = "add"
-    memory: tuple[str, ...] = ()
 
     def on_site(self, updates: torch.Tensor, seats: Seats) -> torch.Tensor:
         return updates + 1
 
     def on_server(self, update: torch.Tensor) -> torch.Tensor:
         return update - 1
-
-    def size_bytes(self, layout: Layout, size_bytes: float) -> float:
-        return size_bytes
 
 
 @dataclass(frozen=True)

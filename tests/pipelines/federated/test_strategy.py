@@ -11,18 +11,18 @@ from tiny_sites import LABELLING, initial, make_engine
 from torch.nn.functional import cross_entropy
 
 from models.draws import draw_seed
-from pipelines.federated.fednova import FedNova
+from models.images import read_image
+from pipelines.federated.fednova import FEDNOVA
 from pipelines.federated.jobs import Parameters
-from pipelines.federated.personal import Ditto
+from pipelines.federated.personal import ditto
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.reducers import MEDIAN
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.server_optimizers import Adam, Sgd
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
-from pipelines.ingest import read_image
 
 
 def plain_fedavg(engine, snapshots, work: LocalWork, rounds: int, seed: int) -> dict[str, np.ndarray]:  # type: ignore[no-untyped-def]
@@ -101,10 +101,10 @@ def test_strategies_that_differ_anywhere_describe_themselves_differently() -> No
         Strategy(LocalWork(epochs=3)),
         Strategy(LocalWork(proximal=0.1)),
         Strategy(LocalWork(updates=7)),
-        Strategy(rule=Scaffold()),
-        Strategy(rule=FedNova()),
-        Strategy(rule=Ditto(0.1)),
-        Strategy(rule=Ditto(0.2)),
+        Strategy(rule=SCAFFOLD),
+        Strategy(rule=FEDNOVA),
+        Strategy(rule=ditto(0.1)),
+        Strategy(rule=ditto(0.2)),
         Strategy(reducer=MEDIAN),
         Strategy(stages=(ClipByNorm(1.0),)),
         Strategy(stages=(ClipByNorm(2.0),)),

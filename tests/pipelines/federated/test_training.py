@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_runs import RULES, Trail, equal, plan_over, sites_in
+from tiny_runs import RULES, TRAIL, equal, plan_over, sites_in
 from tiny_sites import initial
 
 from pipelines.federated import training
@@ -27,7 +27,7 @@ from pipelines.federated.jobs import Answer, Failure, Job, TrainAnswer, TrainJob
 from pipelines.federated.plan import Context, Gathered, TrainingPlan, TrainingState
 from pipelines.federated.reducers import MEAN
 from pipelines.federated.rules import LocalRule
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.server_optimizers import Adam
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
@@ -136,7 +136,7 @@ class Ticking:
 
 
 def test_what_an_engine_and_a_rules_server_half_keep_survives_a_stop_at_any_round(tmp_path: Path) -> None:
-    plan = TrainingPlan((), {}, 8, 0, Strategy(rule=Trail(), server=Adam(0.1)))
+    plan = TrainingPlan((), {}, 8, 0, Strategy(rule=TRAIL, server=Adam(0.1)))
     states: list[TrainingState] = []
     end = train(plan, {"w": torch.zeros(2)}, Ticking(), tmp_path / "whole", states.append)
     assert end.abandoned == (3, 6)
@@ -149,7 +149,7 @@ def test_what_an_engine_and_a_rules_server_half_keep_survives_a_stop_at_any_roun
 
 
 def test_an_abandoned_round_moves_the_engines_clock_and_nothing_else(tmp_path: Path) -> None:
-    plan = TrainingPlan((), {}, 3, 0, Strategy(rule=Trail(), server=Adam(0.1)))
+    plan = TrainingPlan((), {}, 3, 0, Strategy(rule=TRAIL, server=Adam(0.1)))
     states: list[TrainingState] = []
     train(plan, {"w": torch.zeros(2)}, Ticking(), tmp_path, states.append)
     before, after = states[1:]
@@ -246,7 +246,7 @@ def test_sites_count_by_what_their_rule_says_and_are_logged_by_their_examples(tm
 
 def test_a_site_learns_which_rounds_had_no_effect_and_what_the_server_sends_along(tmp_path: Path) -> None:
     good, bad = {"a": says(1.0), "b": says(3.0)}, {"a": says(1.0), "b": Failure("b: no power")}
-    plan = TrainingPlan(("l",), dict.fromkeys("ab", ("s",)), 5, 0, Strategy(rule=Trail()), Cohort(minimum=1.0))
+    plan = TrainingPlan(("l",), dict.fromkeys("ab", ("s",)), 5, 0, Strategy(rule=TRAIL), Cohort(minimum=1.0))
     engine = Answers({1: good, 2: bad, 3: good, 4: bad, 5: good})
     train(plan, {"w": torch.zeros(2)}, engine, tmp_path)
     jobs = engine.asked[::2]
@@ -269,7 +269,7 @@ class Halved(ClipByNorm):
 def test_the_servers_half_of_stages_is_for_the_update_and_the_rules_for_all() -> None:
     answers = {name: replace(says(0.0), update=torch.tensor([1.0, 2.0, 3.0, 4.0])) for name in "ab"}
     plan = TrainingPlan(
-        ("l",), dict.fromkeys("abcd", ("s",)), 1, 0, Strategy(rule=Scaffold(), stages=(Halved(),)), Cohort(goal=2)
+        ("l",), dict.fromkeys("abcd", ("s",)), 1, 0, Strategy(rule=SCAFFOLD, stages=(Halved(),)), Cohort(goal=2)
     )
     engine = Answers({1: answers | dict.fromkeys("cd", answers["a"])})
     state = run_round(plan, begin(plan, {"w": torch.ones(2)}), engine)

@@ -13,14 +13,14 @@ from pipelines.federated.jobs import Failure, Parameters, TrainAnswer, TrainJob
 from pipelines.federated.layout import Layout
 from pipelines.federated.plan import TrainingPlan
 from pipelines.federated.rules import PLAIN, LocalRule
-from pipelines.federated.scaffold import Scaffold
+from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.strategy import Strategy
 from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
 
 LAYOUT = Layout.of(initial())
-each_rule = pytest.mark.parametrize("rule", [PLAIN, Scaffold()], ids=lambda rule: rule.name)
+each_rule = pytest.mark.parametrize("rule", [PLAIN, SCAFFOLD], ids=lambda rule: rule.name)
 
 
 @each_rule
@@ -70,7 +70,7 @@ def test_a_site_that_cannot_keep_what_its_rule_needs_fails_alone(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(engine.sites["b"].store, "remember", full)
-    answers = dict(engine.ask(jobs_for(snapshots, Scaffold())))
+    answers = dict(engine.ask(jobs_for(snapshots, SCAFFOLD)))
     assert list(answers) == ["a", "b", "c"]
     assert answers["b"] == Failure("b: OSError (the site's own log says more)")
     assert isinstance(answers["a"], TrainAnswer)

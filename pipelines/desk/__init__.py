@@ -1,0 +1,1 @@
+"""The annotation desk: a page of the service where people label what the loop wants labelled."""

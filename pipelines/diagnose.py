@@ -1,0 +1,349 @@
+"""Why does a version err? Every site looks for the causes of its own errors; here the counts come together.
+
+In go a registered version and, from the traffic log, wrong answers that have been labelled since. Out come counts by
+cause, site, class and cluster, a report on the version's run, and what the next label budget should go to.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from models.artifact import read as read_weights
+from models.errors import FedloopError, Missing
+from models.task import Task
+from monitoring.traffic import TrafficLog
+from pipelines import registry
+from pipelines.federated.causes import CAUSES, MISLABELLED, NEXT_STEP, UNSEEN
+from pipelines.federated.engines.engine import Engine
+from pipelines.federated.error_page import (
+    Page,
+    ShownError,
+    Table,
+    class_table,
+    load_errors,
+    measured_rates,
+    render,
+)
+from pipelines.federated.files import write_atomically
+from pipelines.federated.jobs import (
+    DISTANCE_RANGE,
+    AssignAnswer,
+    AssignJob,
+    Case,
+    Counts,
+    DiagnoseAnswer,
+    DiagnoseJob,
+    Floats,
+    Parameters,
+)
+from pipelines.gather import embedded_engine, frozen, site_stores
+from pipelines.settings import DiagnosisSettings, Settings
+from pipelines.summarize import Snapshots, ask_all, summarize
+from pipelines.tracking import KEY, Run, artifact_url
+
+LOG = logging.getLogger("fedloop")
+
+Cases = Mapping[str, Sequence[Case]]
+"""Site → wrong answers that somebody has labelled."""
+
+CASES_MOST = 500
+"""Labelled wrong answers of live traffic that a diagnosis looks at, the newest."""
+LLOYD_ROUNDS = 5
+DISTANCE_BINS = 256
+REPORT_TAG = "fedloop.errors"
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a version learned from and is judged on: snapshots by site, and labellings."""
+
+    train: Snapshots
+    evaluation: Snapshots
+    labellings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The sites' answers about one version, over the clusters of `centroids` [k, d] in the task's embedding."""
+
+    version: int
+    rate: float
+    centroids: Floats
+    answers: Mapping[str, DiagnoseAnswer]
+
+    @property
+    def rows(self) -> int:
+        return sum(answer.rows for answer in self.answers.values())
+
+    @property
+    def classes(self) -> Counts:
+        """[4, classes]: errors by cause and true class."""
+        return np.asarray(np.sum([answer.classes for answer in self.answers.values()], axis=0))
+
+    @property
+    def clusters(self) -> Counts:
+        """[4, k]: errors by cause and nearest cluster."""
+        return np.asarray(np.sum([answer.clusters for answer in self.answers.values()], axis=0))
+
+    @property
+    def suspects(self) -> Counts:
+        """[k]: training rows whose label is to be checked."""
+        return np.asarray(np.sum([answer.suspects for answer in self.answers.values()], axis=0))
+
+    @property
+    def causes(self) -> dict[str, int]:
+        return dict(zip(CAUSES, (int(count) for count in self.classes.sum(axis=1)), strict=True))
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """The measured rates of the tests (unseen, unreadable): see `error_page.measured_rates`."""
+        return measured_rates(np.sum([answer.calibration for answer in self.answers.values()], axis=0), self.rate)
+
+    @property
+    def sentence(self) -> str:
+        errors = sum(self.causes.values())
+        if not errors:
+            return f"no errors in {self.rows} labelled rows"
+        parts = ", ".join(f"{count} {cause}" for cause, count in self.causes.items() if count)
+        most = max(self.causes, key=lambda cause: self.causes[cause])
+        return f"{errors} errors in {self.rows} labelled rows: {parts}. {NEXT_STEP[most]}"
+
+
+def diagnose(
+    engine: Engine,
+    learned: Learned,
+    parameters: Parameters,
+    version: int,
+    settings: DiagnosisSettings,
+    seed: int,
+    cases: Cases | None = None,
+) -> Diagnosis:
+    """Ask every site that learned, with what the others learned at hand; sites without training rows are left out.
+
+    Raises:
+        BadInput: a site cannot answer, or there is nothing that was learned from.
+    """
+    jobs = jobs_of(engine, learned, parameters, version, settings, seed, cases or {})
+    centroids = next(iter(jobs.values())).centroids
+    return Diagnosis(version, settings.rate, centroids, ask_all(engine, jobs, DiagnoseAnswer))
+
+
+def jobs_of(
+    engine: Engine,
+    learned: Learned,
+    parameters: Parameters,
+    version: int,
+    settings: DiagnosisSettings,
+    seed: int,
+    cases: Cases,
+) -> dict[str, DiagnoseJob]:
+    """The sites' jobs with what they need of each other: clusters of all training rows, and counts within them."""
+    sites = sorted(site for site, own in learned.train.items() if own)
+    summary = summarize(
+        engine, {s: learned.train[s] for s in sites}, settings.clusters, LLOYD_ROUNDS, seed, directions=0
+    )
+    asked = {s: AssignJob(summary.space, summary.centroids, DISTANCE_BINS) for s in sites}
+    found = ask_all(engine, asked, AssignAnswer)
+    jobs = {
+        site: DiagnoseJob(
+            version=str(version),
+            labellings=learned.labellings,
+            snapshots=learned.train[site],
+            evaluation=learned.evaluation.get(site, ()),
+            parameters=parameters,
+            centroids=summary.centroids.astype(np.float64),
+            radii=_radii_elsewhere(found, site, settings.rate),
+            rate=settings.rate,
+            explained=settings.explained,
+            cases=tuple(cases.get(site, ())),
+        )
+        for site in sites
+    }
+    counts = ask_all(engine, jobs, DiagnoseAnswer).values()
+    labels, truths = (np.sum([getattr(each, name) for each in counts], axis=0) for name in ("labels", "truths"))
+    return {site: replace(job, labels=labels, truths=truths) for site, job in jobs.items()}
+
+
+def _radii_elsewhere(found: Mapping[str, AssignAnswer], site: str, rate: float) -> Floats:
+    """[k]: within which all but `rate` of the other sites' rows of a cluster lie; 0 where they have none.
+
+    Widened as if each of those rows had no part in its centroid, n / (n - 1), because the asked row has none either:
+    in many dimensions the difference is larger than the spread of the distances.
+    """
+    others = np.sum([answer.distances for name, answer in found.items() if name != site], axis=0)
+    if not np.any(others):
+        return np.zeros(len(found[site].counts))
+    within = np.cumsum(others, axis=1)
+    rows = within[:, -1]
+    # The upper edge of the bin.
+    radii = (np.argmax(within >= (1.0 - rate) * rows[:, None], axis=1) + 1) * (DISTANCE_RANGE / others.shape[1])
+    every = np.sum([answer.counts for answer in found.values()], axis=0)
+    return np.where(rows > 0, radii * every / np.maximum(every - 1, 1), 0.0)
+
+
+# -- a registered version ---------------------------------------------------------------------------------------
+
+
+def diagnose_version(settings: Settings, number: int = 0) -> tuple[Diagnosis, Path]:
+    """Diagnose a registered version (0: the champion, else the challenger); returns the report's file as well.
+
+    The report lies with the version's run in MLflow as `errors/errors.html`, its sentence is the tag `fedloop.errors`.
+
+    Raises:
+        Missing: there is no such version, or the registry does not answer.
+    """
+    version = registry.version(settings, number) if number else _newest(settings)
+    tags = version.tags
+    learned = Learned(
+        frozen(json.loads(tags["fedloop.snapshots.train"])),
+        frozen(json.loads(tags["fedloop.snapshots.evaluation"])),
+        tuple(json.loads(tags["fedloop.labellings"])),
+    )
+    parameters = read_weights(registry.fetch(settings, version.number))[0]
+    cases = labelled_traffic(settings, version.number)
+    found = diagnose(
+        embedded_engine(settings), learned, parameters, version.number, settings.diagnosis, settings.seed, cases
+    )
+    path = write_report(settings, found)
+    run = Run.start(settings, name=f"train-{tags[KEY]}", key=tags[KEY])
+    run.artifact(path, "errors")
+    run.end()
+    registry.tag(settings, version.number, {REPORT_TAG: found.sentence})
+    _keep(settings, found, artifact_url(settings, run.run_id, f"errors/{path.name}"))
+    LOG.info("diagnose: %s", found.sentence)
+    return found, path
+
+
+def tell_causes(settings: Settings, number: int) -> str:
+    """`diagnose_version` as a step of the loop: what keeps it from its figures is said, and ends no retraining."""
+    try:
+        return diagnose_version(settings, number)[0].sentence
+    except FedloopError as error:
+        LOG.warning("diagnose: no causes were found: %s", error)
+        return f"not diagnosed: {error}"
+
+
+def _newest(settings: Settings) -> registry.Version:
+    for alias in (registry.CHAMPION, registry.CHALLENGER):
+        if (found := registry.by_alias(settings, alias)) is not None:
+            return found
+    raise Missing(f"{settings.model_name} has no version to diagnose; `fedloop evaluate` makes one")
+
+
+def labelled_traffic(settings: Settings, version: int) -> dict[str, list[Case]]:
+    """The newest wrong answers of a version whose labels have come, by site."""
+    log = TrafficLog.open(settings.database_url, settings.images)
+    try:
+        last = log.last_seq()
+        rows = log.between(max(1, last - settings.retrain.maximum_new_rows + 1), last + 1)
+        rows = rows[rows["label"].notna() & (rows["model_version"] == version)]
+        wrong = rows[rows["prediction"] != rows["label"].astype("int64")].tail(CASES_MOST)
+        cases: dict[str, list[Case]] = {}
+        for row in wrong.to_dict("records"):
+            case = Case(
+                log.image(row["image_hash"]), int(row["label"]), int(row["prediction"]), float(row["confidence"])
+            )
+            cases.setdefault(str(row["site"]), []).append(case)
+        return cases
+    finally:
+        log.close()
+
+
+def write_report(settings: Settings, found: Diagnosis) -> Path:
+    """The federation's page: counts; errors with their pictures only where all sites are one organisation's."""
+    folder = settings.folder / "reports"
+    errors: tuple[ShownError, ...] = ()
+    if settings.stage == "rehearsal" or settings.diagnosis.pictures:
+        for site in found.answers:
+            errors += load_errors(site_stores(settings)[site].report(str(found.version), "json").read_bytes())
+    path = folder / f"errors-{found.version}.html"
+    write_atomically(path, render(page(settings.task, settings.model_name, found, errors)).encode())
+    return path
+
+
+def page(task: Task, model_name: str, found: Diagnosis, errors: tuple[ShownError, ...] = ()) -> Page:
+    """What the federation's report says; `errors`: those that may be shown one by one."""
+    total = sum(found.causes.values())
+    unseen, unreadable = found.measured
+    notes = [
+        f"Of rows like those learned {found.rate:.0%} at most are called unseen, and as many unreadable; of the rows "
+        f"that the model was right on, the tests would have called {unseen:.0%} and {unreadable:.0%} so.",
+        f"{int(found.suspects.sum())} labels of training rows are to be checked; which ones is known at their sites.",
+    ]
+    if len(errors) < total:
+        shown = "The pictures stay at the sites" if not errors else f"{len(errors)} of {total} errors are shown here"
+        notes.append(f"{shown}; every site has its own page (reports/errors-{found.version}.html).")
+    by_site = {site: answer.classes.sum(axis=1).tolist() for site, answer in found.answers.items()}
+    return Page(
+        title=f"{model_name} version {found.version}: where it errs, and why",
+        rows=found.rows,
+        causes=found.causes,
+        tables=(Table("by site", by_site), class_table(found.classes, task.classes)),
+        notes=tuple(notes),
+        errors=errors,
+    )
+
+
+def errors_told(settings: Settings, version: int) -> str:
+    """What a version's diagnosis said, and where its report is; empty where there was none."""
+    path = settings.folder / "reports" / f"errors-{version}.json"
+    if not path.is_file():
+        return ""
+    said = json.loads(path.read_text())
+    return f"Version {version}: {said['sentence']} The report: {said['url']}"
+
+
+# -- what the next labels should go to --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NextBudget:
+    """What a version's errors ask of the next labels, by cluster: labels [k] to buy, labels to have checked [k]."""
+
+    centroids: Floats  # [k, d], in the task's embedding
+    labels: Counts
+    reviews: Counts
+
+    def save(self, path: Path) -> Path:
+        buffer = io.BytesIO()
+        np.savez(buffer, centroids=self.centroids, labels=self.labels, reviews=self.reviews)
+        write_atomically(path, buffer.getvalue())
+        return path
+
+
+def next_budget(found: Diagnosis, budget: int) -> NextBudget:
+    """Share out `budget` labels by the errors that labels can mend: unseen ones buy, mislabelled ones have checked.
+
+    No more is checked than there is suspected; what that leaves is bought, where there were unseen errors.
+    """
+    unseen, mislabelled = found.clusters[UNSEEN], found.clusters[MISLABELLED]
+    errors = int(unseen.sum() + mislabelled.sum())
+    to_check = round(budget * int(mislabelled.sum()) / errors) if errors else 0
+    reviews = np.minimum(in_proportion(to_check, mislabelled), found.suspects)
+    return NextBudget(found.centroids, in_proportion(budget - int(reviews.sum()), unseen), reviews)
+
+
+def in_proportion(total: int, weights: Counts) -> Counts:
+    """[k]: `total` in whole parts like the weights, by largest remainders; all 0 where the weights are."""
+    if not weights.sum():
+        return np.zeros(len(weights), dtype=np.int64)
+    exact = total * weights / weights.sum()
+    parts = np.floor(exact).astype(np.int64)
+    parts[np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]] += 1
+    return np.asarray(parts)
+
+
+def _keep(settings: Settings, found: Diagnosis, url: str) -> None:
+    """For whoever asks without the registry: what was said, where the report is, and what the next labels are for."""
+    folder = settings.folder / "reports"
+    said = {"sentence": found.sentence, "url": url}
+    write_atomically(folder / f"errors-{found.version}.json", json.dumps(said, indent=2).encode())
+    budget = max(1, int(settings.labels.budget_share * found.rows))
+    next_budget(found, budget).save(folder / f"next-budget-{found.version}.npz")

@@ -1,0 +1,240 @@
+"""From a version to the causes of its errors: counts for the federation, pictures where they may be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from test_loop import in_small, run_steps
+from tiny_sites import CLASSES, LABELLING, TINY, initial, make_engine, make_site, pictures
+
+from models.errors import Missing
+from models.images import encode_png
+from monitoring.traffic import Prediction, TrafficLog
+from pipelines import diagnose, registry
+from pipelines.diagnose import Diagnosis, Learned, in_proportion, next_budget
+from pipelines.federated.causes import CAUSES
+from pipelines.federated.engines.local import LocalEngine
+from pipelines.federated.jobs import Case, DiagnoseAnswer, Parameters
+from pipelines.federated.site import Site
+from pipelines.gather import site_stores
+from pipelines.settings import DiagnosisSettings, Settings
+from pipelines.tracking import connection
+
+FEW = DiagnosisSettings(clusters=6, explained=3)
+
+
+def trained_on(engine: LocalEngine, snapshots: dict[str, tuple[str, ...]]) -> Parameters:
+    from pipelines.federated.plan import TrainingPlan
+    from pipelines.federated.strategy import Strategy
+    from pipelines.federated.training import begin, run_round
+    from pipelines.federated.work import LocalWork
+
+    plan = TrainingPlan((LABELLING,), snapshots, 3, 0, Strategy(LocalWork(epochs=3, batch_size=5, learning_rate=0.1)))
+    state = begin(plan, initial())
+    for _ in range(plan.rounds):
+        state = run_round(plan, state, engine)
+    return state.parameters
+
+
+def federation(root: Path, without: int | None = None, rows: int = 36) -> tuple[LocalEngine, Learned]:
+    """Three sites of so many rows to learn from and 12 to be judged on; `without`: a class without any label."""
+    sites: dict[str, Site] = {}
+    train, evaluation = {}, {}
+    for seed, name in enumerate(("a", "b", "c")):
+        sites[name], train[name], evaluation[name] = make_site(root, name, rows, 12, seed)
+        table = sites[name].store.labels(LABELLING)
+        sites[name].store.write_labels(LABELLING, table[table["label"] != without] if without is not None else table)
+    return LocalEngine(sites), Learned(train, evaluation, (LABELLING,))
+
+
+def diagnosed(engine: LocalEngine, learned: Learned, settings: DiagnosisSettings = FEW, **more: object) -> Diagnosis:
+    parameters = trained_on(engine, dict(learned.train))
+    return diagnose.diagnose(engine, learned, parameters, 1, settings, 0, **more)  # type: ignore[arg-type]
+
+
+def test_a_class_that_nobody_learned_is_unseen_at_every_site(tmp_path: Path) -> None:
+    found = diagnosed(*federation(tmp_path, without=2))
+    assert found.rows == 36
+    assert found.causes == {"unseen": 12, "mislabelled": 0, "mislearned": 0, "unreadable": 0}
+    assert found.classes[0].tolist() == [0, 0, 12]
+    assert found.clusters.sum() == 12
+    assert found.sentence == "12 errors in 36 labelled rows: 12 unseen. Label rows like these."
+
+
+def test_a_class_that_another_site_learned_is_not_unseen(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path)
+    store = engine.sites["a"].store
+    table = store.labels(LABELLING)
+    store.write_labels(LABELLING, table[table["label"] != 2])
+    blind = initial(1)  # untrained, so that there is something to explain
+    found = diagnose.diagnose(engine, learned, blind, 1, FEW, 0)
+    errors = found.answers["a"].classes[:, 2]
+    assert errors.sum() > 0
+    assert errors[CAUSES.index("unseen")] == 0
+
+
+def test_cases_are_diagnosed_beside_evaluation_rows_and_none_of_them_twice(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path)
+    dark = np.zeros((1, 8, 8, 1), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[None, :, None, None]
+    rows = engine.sites["a"].store.rows(learned.evaluation["a"], "evaluation")
+    known = Case(rows["png"].iloc[0], 0, 1, 0.9)
+    cases = {
+        "a": [
+            Case(encode_png(dark[0]), 0, 1, 0.9, "case"),
+            Case(encode_png(pictures(np.zeros(1, dtype=np.int64), 77)[0]), 0, 0, 0.9),
+            Case(b"no picture", 0, 1, 0.9),
+            known,
+        ]
+    }
+    found = diagnosed(engine, learned, cases=cases)
+    assert found.causes["unreadable"] == 1
+    assert found.answers["a"].cases.tolist() == [CAUSES.index("unreadable"), -1, -1, -1]
+    assert found.rows == 37, "right answers, unreadable bytes and rows that are judged anyway are no cases"
+
+
+def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path, without=2)
+    found = diagnosed(engine, learned)
+    for site in engine.sites.values():
+        html = site.store.report("1").read_text()
+        assert html.count("data:image/png") >= 3
+        assert html.count('class="error unseen"') == FEW.explained
+        assert "3 of 4 errors are explained" in html
+        assert set(site.store.doubted("1").columns) == {"row_id", "label", "suggestion", "votes"}
+    answers = repr(list(found.answers.values()))
+    rows = engine.sites["a"].store.rows(learned.train["a"], "train")
+    assert not any(row in answers for row in rows["row_id"])
+    federated = diagnose.page(TINY, "tiny", found)
+    assert federated.errors == ()
+
+
+def test_labels_that_were_turned_are_the_suspects(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path, rows=90)
+    turned = {}
+    for name, site in engine.sites.items():
+        table = site.store.labels(LABELLING)
+        hit = (table["label"] == 1) & (table.groupby("label").cumcount() % 4 == 0)
+        site.store.write_labels(LABELLING, table.assign(label=np.where(hit, 0, table["label"])))
+        turned[name] = set(table.loc[hit, "row_id"])
+    found = diagnose.diagnose(engine, learned, initial(1), 1, FEW.model_copy(update={"clusters": 24}), 0)
+    suspected = {name: set(site.store.doubted("1")["row_id"]) for name, site in engine.sites.items()}
+    caught = sum(len(suspected[name] & turned[name]) for name in turned)
+    assert caught > 0.5 * sum(map(len, turned.values()))
+    assert caught > 0.8 * sum(map(len, suspected.values()))
+    assert found.suspects.sum() == sum(map(len, suspected.values()))
+
+
+def test_a_site_that_learned_nothing_is_answered_for(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path)
+    store = engine.sites["b"].store
+    store.write_labels(LABELLING, store.labels(LABELLING).head(0))
+    found = diagnose.diagnose(engine, replace(learned, evaluation={}), initial(), 1, FEW, 0)
+    assert found.rows == 0
+    assert found.sentence == "no errors in 0 labelled rows"
+
+
+# -- the next budget --------------------------------------------------------------------------------------------
+
+
+def diagnosis_with(unseen: list[int], mislabelled: list[int], suspects: list[int]) -> Diagnosis:
+    clusters = np.zeros((len(CAUSES), len(unseen)), dtype=np.int64)
+    clusters[0], clusters[1] = unseen, mislabelled
+    none = np.zeros((2, 20), dtype=np.int64)
+    nothing = np.zeros((len(unseen), CLASSES), dtype=np.int64)
+    answer = DiagnoseAnswer(
+        0, clusters[:, :CLASSES], clusters, none, nothing, nothing, np.array(suspects), np.zeros(0, dtype=int), 0
+    )
+    return Diagnosis(1, 0.05, np.zeros((len(unseen), 2)), {"a": answer})
+
+
+counts = st.lists(st.integers(0, 50), min_size=4, max_size=4)
+
+
+@given(counts, counts, counts, st.integers(0, 300))
+def test_a_budget_is_never_overspent_and_goes_where_the_errors_are(
+    unseen: list[int], mislabelled: list[int], suspects: list[int], budget: int
+) -> None:
+    wanted = next_budget(diagnosis_with(unseen, mislabelled, suspects), budget)
+    assert wanted.labels.sum() + wanted.reviews.sum() <= budget
+    assert (wanted.reviews <= suspects).all()
+    assert (wanted.labels[np.array(unseen) == 0] == 0).all()
+    assert (wanted.reviews[np.array(mislabelled) == 0] == 0).all()
+    if sum(unseen):
+        assert wanted.labels.sum() + wanted.reviews.sum() == budget
+
+
+@given(st.integers(0, 1000), arrays(np.int64, 6, elements=st.integers(0, 40)))
+def test_whole_parts_are_within_one_of_the_exact_ones(total: int, weights: np.ndarray) -> None:  # type: ignore[type-arg]
+    parts = in_proportion(total, weights)
+    if weights.sum():
+        assert parts.sum() == total
+        assert (np.abs(parts - total * weights / weights.sum()) < 1).all()
+    else:
+        assert parts.sum() == 0
+
+
+# -- a registered version ---------------------------------------------------------------------------------------
+
+
+def test_a_version_is_diagnosed_logged_and_tagged(settings: Settings) -> None:
+    tiny = in_small(settings).model_copy(update={"diagnosis": FEW})
+    with pytest.raises(Missing, match="has no version to diagnose"):
+        diagnose.diagnose_version(tiny)
+    done = run_steps(tiny)
+    site = next(iter(site_stores(tiny)))
+    log_wrong_answer(tiny, site)
+
+    found, path = diagnose.diagnose_version(tiny)
+    sources = json.loads(site_stores(tiny)[site].report("1", "json").read_text())
+    assert found.rows == done.found.challenger.overall.rows + 1
+    errors = done.found.challenger.overall.rows * (1 - done.found.challenger.overall.accuracy)
+    assert sum(found.causes.values()) == round(errors) + 1
+    assert sources
+    assert "data:image" not in path.read_text(), "a live report shows no picture"
+    assert "The pictures stay at the sites" in path.read_text()
+
+    version = registry.version(tiny, 1)
+    assert version.tags["fedloop.errors"] == found.sentence
+    assert version.run_id is not None
+    with connection(tiny) as client:
+        assert [file.path for file in client.list_artifacts(version.run_id, "errors")] == ["errors/errors-1.html"]
+    assert diagnose.errors_told(tiny, 1).startswith(f"Version 1: {found.sentence} The report: http")
+    assert version.run_id in diagnose.errors_told(tiny, 1)
+    assert diagnose.errors_told(tiny, 2) == ""
+
+    ours = tiny.model_copy(update={"diagnosis": FEW.model_copy(update={"pictures": True})})
+    _, shown = diagnose.diagnose_version(ours)
+    assert "data:image" in shown.read_text()
+
+
+def log_wrong_answer(settings: Settings, site: str) -> None:
+    """A picture that the service got wrong and a clinic has labelled since."""
+    png = encode_png(np.random.default_rng(3).integers(0, 255, size=settings.task.input.shape).astype(np.uint8))
+    name = "ab" * 16
+    answer = Prediction("p1", None, site, 1.0, 1, png, name, 3, 0.8, [0.1] * 10, [0.5] * 5)
+    log = TrafficLog.open(settings.database_url, settings.images)
+    log.record([answer, replace(answer, prediction_id="p2", model_version=2)])
+    log.label("p1", 4, "clinic", 2.0)
+    log.label("p2", 4, "clinic", 2.0)
+    log.close()
+
+
+def test_what_cannot_be_diagnosed_is_said_and_ends_no_retraining(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert diagnose.tell_causes(settings, 7).startswith("not diagnosed: ")
+    assert "no causes were found" in caplog.text
+
+
+def test_an_engine_over_one_site_has_no_elsewhere(tmp_path: Path) -> None:
+    engine, train = make_engine(tmp_path, {"a": 12})
+    found = diagnose.diagnose(engine, Learned(train, {}, (LABELLING,)), initial(), 1, FEW, 0)
+    assert pd.Series(found.causes).sum() == 0
