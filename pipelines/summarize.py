@@ -85,7 +85,7 @@ def ask_all(engine: Engine, jobs: Mapping[str, Job], kind: type[A]) -> dict[str,
     Raises:
         BadInput: a site failed; these steps need every site, unlike a training round.
     """
-    answers = {}
+    answers: dict[str, A] = {}
     for site, answer in engine.ask(jobs):
         if isinstance(answer, Failure):
             raise BadInput(f"a site could not answer {type(jobs[site]).__name__}: {answer.reason}")
