@@ -34,8 +34,6 @@ from pipelines.federated.error_page import (
 from pipelines.federated.files import write_atomically
 from pipelines.federated.jobs import (
     DISTANCE_RANGE,
-    AssignAnswer,
-    AssignJob,
     Case,
     Counts,
     DiagnoseAnswer,
@@ -45,7 +43,7 @@ from pipelines.federated.jobs import (
 )
 from pipelines.gather import embedded_engine, frozen, site_stores
 from pipelines.settings import DiagnosisSettings, Settings
-from pipelines.summarize import Snapshots, ask_all, summarize
+from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 from pipelines.tracking import KEY, Run, artifact_url
 
 LOG = logging.getLogger("fedloop")
@@ -146,11 +144,9 @@ def jobs_of(
 ) -> dict[str, DiagnoseJob]:
     """The sites' jobs with what they need of each other: clusters of all training rows, and counts within them."""
     sites = sorted(site for site, own in learned.train.items() if own)
-    summary = summarize(
-        engine, {s: learned.train[s] for s in sites}, settings.clusters, LLOYD_ROUNDS, seed, directions=0
-    )
-    asked = {s: AssignJob(summary.space, summary.centroids, DISTANCE_BINS) for s in sites}
-    found = ask_all(engine, asked, AssignAnswer)
+    train = {site: learned.train[site] for site in sites}
+    # In the task's own embedding, whose distances a row can be asked for.
+    summary = summarize(engine, train, settings.clusters, LLOYD_ROUNDS, seed, directions=0, bins=DISTANCE_BINS)
     jobs = {
         site: DiagnoseJob(
             version=str(version),
@@ -159,7 +155,7 @@ def jobs_of(
             evaluation=learned.evaluation.get(site, ()),
             parameters=parameters,
             centroids=summary.centroids.astype(np.float64),
-            radii=_radii_elsewhere(found, site, settings.rate),
+            radii=_radii_elsewhere(summary, site, settings.rate),
             rate=settings.rate,
             explained=settings.explained,
             cases=tuple(cases.get(site, ())),
@@ -171,20 +167,20 @@ def jobs_of(
     return {site: replace(job, labels=labels, truths=truths) for site, job in jobs.items()}
 
 
-def _radii_elsewhere(found: Mapping[str, AssignAnswer], site: str, rate: float) -> Floats:
+def _radii_elsewhere(summary: DataSummary, site: str, rate: float) -> Floats:
     """[k]: within which all but `rate` of the other sites' rows of a cluster lie; 0 where they have none.
 
     Widened as if each of those rows had no part in its centroid, n / (n - 1), because the asked row has none either:
     in many dimensions the difference is larger than the spread of the distances.
     """
-    others = np.sum([answer.distances for name, answer in found.items() if name != site], axis=0)
+    others = np.sum([own for name, own in summary.distances.items() if name != site], axis=0)
     if not np.any(others):
-        return np.zeros(len(found[site].counts))
+        return np.zeros(len(summary.centroids))
     within = np.cumsum(others, axis=1)
     rows = within[:, -1]
     # The upper edge of the bin.
     radii = (np.argmax(within >= (1.0 - rate) * rows[:, None], axis=1) + 1) * (DISTANCE_RANGE / others.shape[1])
-    every = np.sum([answer.counts for answer in found.values()], axis=0)
+    every = np.sum(list(summary.counts.values()), axis=0)
     return np.where(rows > 0, radii * every / np.maximum(every - 1, 1), 0.0)
 
 
@@ -194,7 +190,8 @@ def _radii_elsewhere(found: Mapping[str, AssignAnswer], site: str, rate: float) 
 def diagnose_version(settings: Settings, number: int = 0) -> tuple[Diagnosis, Path]:
     """Diagnose a registered version (0: the champion, else the challenger); returns the report's file as well.
 
-    The report lies with the version's run in MLflow as `errors/errors.html`, its sentence is the tag `fedloop.errors`.
+    The report lies with the version's run in MLflow as `errors/errors-<version>.html`; its sentence is the tag
+    `fedloop.errors`.
 
     Raises:
         Missing: there is no such version, or the registry does not answer.

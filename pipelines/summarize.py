@@ -54,8 +54,8 @@ DIRECTIONS = 32
 class DataSummary:
     """Global clusters. space: the sites' name of the rows in it; basis: [d, p], None where nothing was projected.
 
-    centroids: [k, p]; by site: rows [k], mean distance of the nearest MINIMUM_ROWS rows [k]. radius: [k], root of the
-    rows' mean squared distance.
+    centroids: [k, p]; by site: rows [k], mean distance of the nearest MINIMUM_ROWS rows [k], histograms of the distance
+    [k, bins]. radius: [k], root of the rows' mean squared distance.
     """
 
     space: str
@@ -63,6 +63,7 @@ class DataSummary:
     centroids: Halves
     counts: dict[str, Counts]
     closest: dict[str, Singles]
+    distances: dict[str, Counts]
     radius: Singles
 
     @property
@@ -103,10 +104,12 @@ def summarize(
     encoder: Parameters | None = None,
     directions: int = DIRECTIONS,
     basis: Halves | None = None,
+    bins: int = 0,
 ) -> DataSummary:
     """Cluster everybody's training rows into (at most) `clusters` global clusters.
 
     lloyd_rounds: 0 is one-shot. directions: 0 projects nothing. basis: of another summary, to share its space.
+    bins: of the histograms of distances.
 
     Raises:
         BadInput: a site failed, or no site has rows enough.
@@ -137,7 +140,7 @@ def summarize(
     centroids = merged.cluster_centers_.astype(np.float16)
     for _ in range(lloyd_rounds):
         centroids = _moved(centroids, _assign(engine, space, sites, centroids))
-    answers = _assign(engine, space, sites, centroids)
+    answers = _assign(engine, space, sites, centroids, bins)
     told = np.sum([a.counts * (a.squares > 0) for a in answers.values()], axis=0)
     squares = np.sum([a.counts * a.squares for a in answers.values()], axis=0)
     return DataSummary(
@@ -146,6 +149,7 @@ def summarize(
         centroids,
         {site: answer.counts for site, answer in answers.items()},
         {site: answer.closest for site, answer in answers.items()},
+        {site: answer.distances for site, answer in answers.items()},
         np.sqrt(squares / np.maximum(told, 1)).astype(np.float32),
     )
 
@@ -172,5 +176,7 @@ def _moved(centroids: Halves, answers: Mapping[str, AssignAnswer]) -> Halves:
     return np.asarray(np.where(total > 0, sums / np.maximum(total, 1), centroids), dtype=np.float16)
 
 
-def _assign(engine: Engine, space: str, sites: Sequence[str], centroids: Halves) -> dict[str, AssignAnswer]:
-    return ask_all(engine, {site: AssignJob(space, centroids) for site in sites}, AssignAnswer)
+def _assign(
+    engine: Engine, space: str, sites: Sequence[str], centroids: Halves, bins: int = 0
+) -> dict[str, AssignAnswer]:
+    return ask_all(engine, {site: AssignJob(space, centroids, bins) for site in sites}, AssignAnswer)
