@@ -69,6 +69,7 @@ class Examined:
     all; cluster: of each error; left_out: errors that were too many."""
 
     learned: Learned
+    trusted: Trusted
     images: Images
     votes: Floats
     errors: Errors
@@ -82,18 +83,16 @@ class Examined:
 def diagnose(site: Site, job: DiagnoseJob) -> DiagnoseAnswer:
     """The answer to the job; writes the site's suspects and, if asked to explain errors, its page."""
     clusters, classes = len(job.centroids), len(site.task.classes)
-    learned, _ = _learned(site, job)
-    trusted, _ = _trusted(site, job)
-    labels = _counted((clusters, classes), learned.cluster, learned.labels)
-    truths = _counted((clusters, classes), _clusters(trusted.features, job), trusted.labels)
     cases = np.full(len(job.cases), -1)
     if job.labels is None:
         by_class, by_cluster = (np.zeros((len(CAUSES), size), dtype=np.int64) for size in (classes, clusters))
         nothing = np.zeros((2, BINS), dtype=np.int64)
+        counts = _counts(site, job, _learned(site, job)[0], _trusted(site, job)[0])
         return DiagnoseAnswer(
-            0, by_class, by_cluster, nothing, labels, truths, np.zeros(clusters, dtype=np.int64), cases, 0
+            0, by_class, by_cluster, nothing, *counts, np.zeros(clusters, dtype=np.int64), cases, 0
         )  # fmt: skip
     examined = examine(site, job)
+    labels, truths = _counts(site, job, examined.learned, examined.trusted)
     cause = examined.found.cause
     by_class = _counted((len(CAUSES), classes), cause, examined.errors.truth)
     mine = examined.errors.sent >= 0
@@ -109,7 +108,7 @@ def diagnose(site: Site, job: DiagnoseJob) -> DiagnoseAnswer:
         calibration=examined.calibration,
         labels=labels,
         truths=truths,
-        suspects=np.bincount(learned.cluster[doubted], minlength=clusters).astype(np.int64),
+        suspects=np.bincount(examined.learned.cluster[doubted], minlength=clusters).astype(np.int64),
         cases=cases,
         explained=len(shown),
     )
@@ -146,7 +145,17 @@ def examine(site: Site, job: DiagnoseJob) -> Examined:
     )
     calibration = np.stack([np.histogram(p, bins=BINS, range=(0.0, 1.0))[0] for p in p_values]).astype(np.int64)
     rows = len(trusted.labels) + every - len(wrong)
-    return Examined(learned, images, votes, errors, cluster, found, rows, calibration, every - len(errors.truth))
+    left_out = every - len(errors.truth)
+    return Examined(learned, trusted, images, votes, errors, cluster, found, rows, calibration, left_out)
+
+
+def _counts(site: Site, job: DiagnoseJob, learned: Learned, trusted: Trusted) -> tuple[Counts, Counts]:
+    """[k, classes] of the learned and of the trusted rows: how many of each cluster are of which class."""
+    shape = len(job.centroids), len(site.task.classes)
+    return (
+        _counted(shape, learned.cluster, learned.labels),
+        _counted(shape, _clusters(trusted.features, job), trusted.labels),
+    )
 
 
 def _learned(site: Site, job: DiagnoseJob) -> tuple[Learned, Images]:
