@@ -30,9 +30,10 @@ def annotate(site: Site, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
     row_ids, features = site.store.space(job.space)
     nearest, distance = nearest_centroid(features, job.centroids)
     known, away = nearest_centroid(features, job.known)
+    # Kept by the site: people's labels are asked for every few seconds.
+    rows, images = site._images(job.snapshots, "train")
     probabilities = None
     if job.parameters is not None:
-        rows, images = site._images(job.snapshots, "train")
         index = rows["row_id"].map({row: i for i, row in enumerate(row_ids)}).to_numpy()
         probabilities = np.zeros((len(row_ids), len(site.task.classes)))
         probabilities[index] = site._probabilities(job.parameters, images)
@@ -43,8 +44,7 @@ def annotate(site: Site, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
 
     wanted = [Wanted(row_ids[i], int(nearest[i]), job.strategy, job.wants) for i in chosen]
     middle = rows_near(row_ids, nearest, distance, {each.cluster for each in wanted})
-    pictures = site.store.rows(job.snapshots, "train").set_index("row_id")["png"]
-    new, pending = hand_over(site.store, site.annotator, wanted, pictures, middle)
+    new, pending = hand_over(site.store, site.annotator, wanted, rows.set_index("row_id")["png"], middle)
 
     labels = site.store.annotations()
     histogram = np.zeros((len(job.centroids), len(site.task.classes)), dtype=np.int64)
@@ -61,6 +61,7 @@ def spread(site: Site, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
     told = Told(features, bought, job.centroids.astype(np.float32), job.histogram, job.radius)
     label, confidence = bought.copy(), np.zeros(len(bought))
     checked = correct = 0
+    doubted = np.zeros(0, dtype=np.int64)
     off = job.how == "none" or job.weight == 0
     if not off:
         expected = held_out(job.how, told, draw_seed(job.seed, site.name))
@@ -96,5 +97,5 @@ def spread(site: Site, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
         checked=checked,
         check_correct=correct,
         off=off and job.how != "none",
-        suspects=len(doubted) if job.how != "none" and job.weight else 0,
+        suspects=len(doubted),
     )
