@@ -120,7 +120,7 @@ class World:
     def label(self, name: str, change: Callable[[pd.DataFrame, NDArray[np.float64]], pd.DataFrame]) -> None:
         """Write a labelling: everything as it is, but for what `change` makes of the rows and their pixels."""
         for site in self.engine.sites.values():
-            rows, images = site._images(self.train[site.name], "train")
+            rows, images = site.images(self.train[site.name], "train")
             truth = site.store.truth(rows["row_id"]).to_numpy(dtype=np.int64)
             table = pd.DataFrame({"row_id": rows["row_id"], "label": truth, "weight": 1.0, "how": "bought"})
             site.store.write_labels(name, change(table, flat(images)))
@@ -178,6 +178,7 @@ def worlds(source: Source, seed: int, rounds: int) -> Iterator[pd.DataFrame]:
 
     from models.camera import low_light
     from pipelines.federated.jobs import Case
+    from pipelines.federated.scoring import class_probabilities
 
     with tempfile.TemporaryDirectory() as folder:
         world, rng = World(source, seed, Path(folder), rounds), np.random.default_rng([seed, 5])
@@ -189,11 +190,11 @@ def worlds(source: Source, seed: int, rounds: int) -> Iterator[pd.DataFrame]:
             weights = world.fit(name)
             yield world.found(name, weights, "unseen", lambda _, e, held=held: e["truth"].to_numpy() == held)
         world.without()
-        rows = [site._images(world.train[site.name], "train")[1] for site in world.engine.sites.values()]
+        rows = [site.images(world.train[site.name], "train")[1] for site in world.engine.sites.values()]
         pixels = np.concatenate([flat(images) for images in rows])
         truth = np.concatenate(
             [
-                s.store.truth(s._images(world.train[s.name], "train")[0]["row_id"]).to_numpy(dtype=np.int64)
+                s.store.truth(s.images(world.train[s.name], "train")[0]["row_id"]).to_numpy(dtype=np.int64)
                 for s in world.engine.sites.values()
             ]
         )
@@ -228,11 +229,11 @@ def worlds(source: Source, seed: int, rounds: int) -> Iterator[pd.DataFrame]:
         world.label("clean", lambda table, _: table)
         weights, cases, noise = world.fit("clean"), {}, np.random.default_rng([seed, 6])
         for site in world.engine.sites.values():
-            own, images = site._images(world.evaluation[site.name], "evaluation")
+            own, images = site.images(world.evaluation[site.name], "evaluation")
             labels = site.store.truth(own["row_id"]).to_numpy(dtype=np.int64)
             dark = np.concatenate([low_light(each[None], float(rng.choice(SEVERITIES)), noise) for each in images])
-            known = site._probabilities(weights, images).argmax(axis=1) == labels
-            chance = site._probabilities(weights, dark)
+            known = class_probabilities(site.task, weights, images).argmax(axis=1) == labels
+            chance = class_probabilities(site.task, weights, dark)
             wrong = known & (chance.argmax(axis=1) != labels)
             cases[site.name] = [
                 Case(encode_png(dark[i]), int(labels[i]), int(chance[i].argmax()), float(chance[i].max()))

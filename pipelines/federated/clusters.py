@@ -73,7 +73,7 @@ def assign(site: Site, job: jobs.AssignJob) -> jobs.AssignAnswer:
 def _embedded(
     site: Site, snapshots: tuple[str, ...], encoder: Parameters | None
 ) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-    rows, images = site._images(snapshots, "train")
+    rows, images = site.images(snapshots, "train")
     features = site.task.embed(images)
     if encoder is None or not len(images):
         return rows, features

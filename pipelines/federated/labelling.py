@@ -17,6 +17,7 @@ from pipelines.federated import jobs
 from pipelines.federated.choosing import STRATEGIES, Pool
 from pipelines.federated.jobs import Counts
 from pipelines.federated.queue import Wanted, hand_over, rows_near
+from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.spreading import Told, beliefs, held_out, suspects
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ def annotate(site: Site, job: jobs.AnnotateJob) -> jobs.AnnotateAnswer:
     nearest, distance = nearest_centroid(features, job.centroids)
     known, away = nearest_centroid(features, job.known)
     # Kept by the site: people's labels are asked for every few seconds.
-    rows, images = site._images(job.snapshots, "train")
+    rows, images = site.images(job.snapshots, "train")
     probabilities = None
     if job.parameters is not None:
         index = rows["row_id"].map({row: i for i, row in enumerate(row_ids)}).to_numpy()
         probabilities = np.zeros((len(row_ids), len(site.task.classes)))
-        probabilities[index] = site._probabilities(job.parameters, images)
+        probabilities[index] = class_probabilities(site.task, job.parameters, images)
     strangeness = away / np.maximum(job.radius[known], 1e-9)
     seed = draw_seed(job.seed, site.name)
     pool = Pool(features, nearest, distance, strangeness, probabilities, len(site.task.classes), seed)

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from models.draws import draw_seed, seeds_of
 from models.embedding import nearest_centroid
@@ -23,7 +22,7 @@ from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
 from models.task import Task
 from pipelines.federated import clusters, jobs, labelling
-from pipelines.federated.jobs import Answer, Failure, Job, Parameters
+from pipelines.federated.jobs import Answer, Failure, Job
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.layout import Layout
 from pipelines.federated.local_work import LabelledRows, local_updates, site_steps
@@ -62,15 +61,19 @@ class OracleAnnotator:
 
 
 class Site:
-    """One holder of data. `answer` is the only way in and out."""
+    """One holder of data. `answer` is the only way in and out.
+
+    Behind it, for the handlers: images(snapshots, split), rows and their pictures, and labelled_rows(labellings,
+    snapshots, fresh); both are kept, and are the same however often they are asked for.
+    """
 
     def __init__(self, task: Task, store: SiteStore, annotator: Annotator | None = None) -> None:
         self.task = task
         self.store = store
         self.annotator: Annotator = annotator or OracleAnnotator()
         self.name = store.site
-        self._images = lru_cache(maxsize=4)(self._load_images)
-        self._training = lru_cache(maxsize=1)(self._load_training)
+        self.images = lru_cache(maxsize=4)(self._load_images)
+        self.labelled_rows = lru_cache(maxsize=1)(self._load_training)
         self._handlers: dict[type, Callable[..., Answer]] = {
             jobs.TrainJob: self.train,
             jobs.EvaluateJob: self.evaluate,
@@ -107,7 +110,7 @@ class Site:
     def _load_training(
         self, labellings: tuple[str, ...], snapshots: tuple[str, ...], fresh: tuple[str, ...]
     ) -> LabelledRows:
-        rows, images = self._images(snapshots, "train")
+        rows, images = self.images(snapshots, "train")
         old = ~rows["snapshot"].isin(fresh).to_numpy()
         sensor = fit_sensor(images[old], images[~old], draw_seed("sensor", self.name)) if fresh else None
         # A site that had no new rows when labels were bought has no part in that labelling.
@@ -128,7 +131,7 @@ class Site:
 
     def draw_steps(self, job: jobs.TrainJob) -> Steps:
         """The batches of one round; they depend on the seed, the round and the site alone."""
-        rows = self._training(job.labellings, job.snapshots, job.fresh)
+        rows = self.labelled_rows(job.labellings, job.snapshots, job.fresh)
         return site_steps(rows, job.work, draw_seed(job.seed, job.round, self.name), self.task.augment)
 
     def seat(self, job: jobs.TrainJob, layout: Layout) -> Seats:
@@ -159,16 +162,13 @@ class Site:
 
     # -- evaluation -------------------------------------------------------------------------------------------
 
-    def _probabilities(self, parameters: Parameters, images: Images) -> NDArray[np.float64]:
-        return class_probabilities(self.task, parameters, images)
-
     def evaluate(self, job: jobs.EvaluateJob) -> jobs.EvaluateAnswer:
-        rows, images = self._images(job.snapshots, "evaluation")
+        rows, images = self.images(job.snapshots, "evaluation")
         truth = self.store.truth(rows["row_id"])
         known = truth.notna().to_numpy()
         rows, images, labels = rows[known], images[known], truth[known].to_numpy(dtype=np.int64)
         weights = replicate_weights(job.replicates, len(labels), draw_seed(job.seed, self.name))
-        all_probabilities = [self._probabilities(parameters, images) for parameters in job.models]
+        all_probabilities = [class_probabilities(self.task, parameters, images) for parameters in job.models]
         scores = [score_model(p, labels, weights, self.task.metric == "auc") for p in all_probabilities]
         correct = np.stack([p.argmax(1) == labels for p in all_probabilities])
         slices = {
@@ -177,7 +177,7 @@ class Site:
         return jobs.EvaluateAnswer(len(labels), tuple(scores), slices, weights.sum(axis=1))
 
     def describe(self, job: jobs.DescribeJob) -> jobs.DescribeAnswer:
-        rows, _ = self._images(job.snapshots, job.split)
+        rows, _ = self.images(job.snapshots, job.split)
         histograms = {
             column: np.histogram(rows[column].to_numpy(), bins=job.bins, range=(0.0, 1.0))[0].astype(np.int64)
             for column in QUALITY_COLUMNS
@@ -187,12 +187,12 @@ class Site:
     # -- watching ---------------------------------------------------------------------------------------------
 
     def write_reference(self, job: jobs.ReferenceJob) -> jobs.ReferenceAnswer:
-        splits = [self._images(job.snapshots, split) for split in ("evaluation", "train")]
+        splits = [self.images(job.snapshots, split) for split in ("evaluation", "train")]
         frames = []
         for rows, images in splits:
             if not len(rows):
                 continue
-            probabilities = self._probabilities(job.parameters, images)
+            probabilities = class_probabilities(self.task, job.parameters, images)
             _, distance = nearest_centroid(self.task.embed(images), job.centroids)
             frames.append(
                 rows[list(QUALITY_COLUMNS)].assign(

@@ -33,6 +33,7 @@ from pipelines.federated.causes import (
     votes_of_others,
 )
 from pipelines.federated.jobs import Counts, DiagnoseAnswer, DiagnoseJob, Floats
+from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.site_report import shown_errors, write_page
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def examine(site: Site, job: DiagnoseJob) -> Examined:
     trusted, pictures = _trusted(site, job)
     others = job.labels - _counted(job.labels.shape, learned.cluster, learned.labels)
     federated = Federated(job.centroids, job.radii, np.maximum(others, 0), job.truths)
-    chance = site._probabilities(job.parameters, pictures)
+    chance = class_probabilities(site.task, job.parameters, pictures)
     right = chance.argmax(axis=1) == trusted.labels
     wrong = np.flatnonzero(~right)
     own = Errors(
@@ -159,11 +160,11 @@ def _counts(site: Site, job: DiagnoseJob, learned: Learned, trusted: Trusted) ->
 
 
 def _learned(site: Site, job: DiagnoseJob) -> tuple[Learned, Images]:
-    rows = site._training(job.labellings, job.snapshots, ())
+    rows = site.labelled_rows(job.labellings, job.snapshots, ())
     some = _some(len(rows.images), ROWS_MOST, site.name)
     images, labels = rows.images[some], rows.labels.numpy()[some]
     features = _features(site, images, job)
-    accepted, _ = site._images(job.snapshots, "train")
+    accepted, _ = site.images(job.snapshots, "train")
     columns = accepted.reindex(columns=list(QUALITY_COLUMNS)).to_numpy(dtype=np.float64)
     columns = columns[_some(len(columns), ROWS_MOST, site.name)]
     return Learned(features, labels, columns, _clusters(features, job)), images
@@ -171,7 +172,7 @@ def _learned(site: Site, job: DiagnoseJob) -> tuple[Learned, Images]:
 
 def _trusted(site: Site, job: DiagnoseJob) -> tuple[Trusted, Images]:
     """The evaluation rows whose truth is known."""
-    rows, images = site._images(job.evaluation, "evaluation")
+    rows, images = site.images(job.evaluation, "evaluation")
     truth = site.store.truth(rows["row_id"])
     known = np.flatnonzero(truth.notna().to_numpy(dtype=bool))
     known = known[_some(len(known), ROWS_MOST, site.name)]
@@ -205,7 +206,7 @@ def quality_of(images: Images) -> Floats:
 
 def _with_cases(site: Site, job: DiagnoseJob, errors: Errors) -> Errors:
     """The errors on evaluation rows and, after them, those of the cases that can be read and are no such row."""
-    rows, _ = site._images(job.evaluation, "evaluation")
+    rows, _ = site.images(job.evaluation, "evaluation")
     known = set(rows["row_id"])
     images, kept, sent = [], [], []
     for place, case in enumerate(job.cases):
