@@ -6,6 +6,7 @@ can be reproduced bit by bit from the log.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class ImageInput:
     def describe(self) -> str:
         kind = "greyscale" if self.channels == 1 else "RGB"
         return f"{self.width}×{self.height} {kind}"
+
+
+def data_uri(png: bytes) -> str:
+    """An address that holds the picture itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

@@ -10,11 +10,9 @@ same tasks with `annotations`, whose results of type "choices" are read here; a 
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
-import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +22,10 @@ from xml.sax.saxutils import quoteattr
 import sqlalchemy as sa
 
 from models.errors import BadInput
+from models.images import data_uri
 from pipelines.federated.queue_tables import ITEMS, PICTURES, UNREADABLE
 from pipelines.federated.store import ANNOTATIONS
+from pipelines.federated.tokens import ANNOTATOR
 from pipelines.federated.votes import STANDING, vote
 
 Format = Literal["csv", "label-studio"]
@@ -78,7 +78,7 @@ def write(database: sa.Engine, classes: Sequence[str], format: Format) -> str:
     tasks = []
     for row in table:
         values = dict(zip(COLUMNS, row, strict=True))
-        task: dict[str, Any] = {"data": {"image": _uri(pngs[row[0]]), **{k: values[k] for k in COLUMNS[:3]}}}
+        task: dict[str, Any] = {"data": {"image": data_uri(pngs[row[0]]), **{k: values[k] for k in COLUMNS[:3]}}}
         if values["label"]:
             choice = {"from_name": "label", "to_name": "image", "type": "choices"}
             task["annotations"] = [{"result": [choice | {"value": {"choices": [values["label"]]}}]}]
@@ -116,7 +116,7 @@ def read(
             refused.append((place, f"{name}: the queue has no row {row or '(empty)'}"))
         elif label not in number:
             refused.append((place, f"{name}: there is no class {label!r}; known are {', '.join(number)}"))
-        elif not re.fullmatch(r"[\w@.+-]{1,64}", by):
+        elif not ANNOTATOR.fullmatch(by):
             refused.append((place, f"{name}: {by!r} is no annotator's name"))
         elif number[label] in (items[row].label, standing.get((items[row].item, by))):
             known += 1
@@ -174,7 +174,3 @@ def _tasks(text: str) -> Iterator[tuple[str, str, str, str]]:
 
 def _word(label: int | None, classes: Sequence[str]) -> str:
     return "" if label is None else UNREADABLE_WORD if label == UNREADABLE else classes[label]
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

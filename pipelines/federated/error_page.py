@@ -6,7 +6,6 @@ A page with pictures of a site's rows is written at that site (pipelines/federat
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.images import encode_png
+from models.images import data_uri, encode_png
 from pipelines.federated.causes import CAUSES, MEANING, NEXT_STEP
 from pipelines.federated.jobs import Counts
 
@@ -83,7 +82,7 @@ class Page:
 
 def picture(image: NDArray[np.uint8]) -> str:
     """uint8 [height, width, channels] as an address that holds the picture itself."""
-    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+    return data_uri(encode_png(image))
 
 
 def render(page: Page) -> str:

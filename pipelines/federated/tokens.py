@@ -16,6 +16,9 @@ import sqlalchemy as sa
 from models.errors import BadInput
 from pipelines.federated.queue_tables import TOKENS, writing
 
+ANNOTATOR = re.compile(r"[\w@.+-]{1,64}")
+"""What an annotator may be called."""
+
 
 def make_token(database: sa.Engine, annotator: str) -> str:
     """A new token for a person at this site. It is told once; what is kept cannot be turned back into it.
@@ -23,7 +26,7 @@ def make_token(database: sa.Engine, annotator: str) -> str:
     Raises:
         BadInput: the name could not be kept beside a vote.
     """
-    if not re.fullmatch(r"[\w@.+-]{1,64}", annotator):
+    if not ANNOTATOR.fullmatch(annotator):
         raise BadInput(f"the annotator's name {annotator!r} may hold letters, digits, @ . + - _ only, 64 at most")
     token = secrets.token_urlsafe(32)
     with writing(database) as connection:
