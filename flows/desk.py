@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.errors import BadInput, Missing
+
+if TYPE_CHECKING:
+    from pipelines.federated.store import SiteStore
+    from pipelines.settings import Settings
 
 labels = typer.Typer(
     help="Labels out of a site's queue and into it, as CSV or Label Studio JSON.", no_args_is_help=True
@@ -26,9 +30,11 @@ def token(
     revoke: Annotated[bool, typer.Option("--revoke", help="end all tokens of this person instead")] = False,
 ) -> None:
     """Make a token that opens the site's desk for one person. It is shown once; only its hash is kept, at the site."""
+    from pipelines.federated.queue_tables import open_database
     from pipelines.federated.tokens import make_token, revoke_tokens
 
-    settings, database = _site(task, site)
+    settings, store = _site(task, site)
+    database = open_database(store.root)
     if revoke:
         typer.echo(f"{revoke_tokens(database, annotator)} of {annotator}'s tokens at {site} ended; the votes stay")
         return
@@ -46,9 +52,10 @@ def export(
 ) -> None:
     """Every row of the queue with its label, where it has one. Label Studio's JSON holds the pictures themselves."""
     from pipelines.desk import exchange
+    from pipelines.federated.queue_tables import open_database
 
-    settings, database = _site(task, site)
-    text = exchange.write(database, settings.task.classes, exchange.format_of(format))
+    settings, store = _site(task, site)
+    text = exchange.write(open_database(store.root), settings.task.classes, exchange.format_of(format))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -68,13 +75,14 @@ def take_in(
 ) -> None:
     """Votes from a file. Bad lines are listed with their numbers and good ones taken; again, it changes nothing."""
     from pipelines.desk import exchange
+    from pipelines.federated.queue_tables import open_database
 
-    settings, database = _site(task, site)
+    settings, store = _site(task, site)
     if not file.is_file():
         raise Missing(f"there is no file {file}")
     text = file.read_text(encoding="utf-8-sig")
     taken = exchange.read(
-        database, settings.task.classes, text, exchange.format_of(format), annotator, trust_names=True
+        open_database(store.root), settings.task.classes, text, exchange.format_of(format), annotator, trust_names=True
     )
     for sentence in taken.refused:
         typer.echo(sentence, err=True)
@@ -91,24 +99,21 @@ def doubt(
 ) -> None:
     """Put labels that the last labelling suspects to be wrong before others than those who gave them."""
     from pipelines.federated.queue import second_opinion
-    from pipelines.federated.store import SiteStore
 
-    _, database = _site(task, site)
-    store = SiteStore(Path(str(database.url.database)).parent)
+    _, store = _site(task, site)
     suspected = list(store.suspects())
     second_opinion(store, suspected, "suspected wrong", opinions)
     typer.echo(f"{len(suspected)} labels at {site} are suspected to be wrong; the desk asks for a second opinion")
 
 
-def _site(task: str, site: str) -> tuple[Any, Any]:
-    from pipelines.federated.queue_tables import open_database
+def _site(task: str, site: str) -> tuple[Settings, SiteStore]:
+    from pipelines.gather import site_stores
     from pipelines.settings import load_settings
 
     settings = load_settings(task)
-    root = settings.folder / "sites"
-    known = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    known = site_stores(settings)
     if not known:
         raise Missing(f"task {task} has no sites yet; run `fedloop ingest {task}` first")
     if site not in known:
         raise BadInput(f"there is no site {site!r} of task {task}; there are {', '.join(known)}")
-    return settings, open_database(root / site)
+    return settings, known[site]
