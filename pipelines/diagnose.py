@@ -20,7 +20,7 @@ from models.errors import FedloopError, Missing
 from models.task import Task
 from monitoring.traffic import TrafficLog
 from pipelines import registry
-from pipelines.federated.causes import CAUSES, MISLABELLED, NEXT_STEP, UNSEEN
+from pipelines.federated.causes import MISLABELLED, NEXT_STEP, UNSEEN, by_cause
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.error_page import (
     Page,
@@ -97,7 +97,7 @@ class Diagnosis:
 
     @property
     def causes(self) -> dict[str, int]:
-        return dict(zip(CAUSES, (int(count) for count in self.classes.sum(axis=1)), strict=True))
+        return by_cause(self.classes)
 
     @property
     def measured(self) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from pipelines.federated.causes import (
     Learned,
     Trusted,
     Wrong,
+    by_cause,
     distances,
 )
 from pipelines.federated.causes import causes as causes_of
@@ -128,7 +129,7 @@ def table_page(task: FleetTask, parameters: Parameters, size: int, seed: int, se
     return Page(
         title=f"{task.name}: where it errs, and why",
         rows=len(judged.y),
-        causes=dict(zip(CAUSES, by_class.sum(axis=1).tolist(), strict=True)),
+        causes=by_cause(by_class),
         tables=(Table("by client", by_client), class_table(by_class, ("0", "1"))),
         notes=tuple(notes),
         errors=tuple(errors[: settings.explained]),

@@ -114,6 +114,11 @@ class Causes:
     nearest: Counts  # [e, NEAREST or fewer]: places among the learned rows, nearest first
 
 
+def by_cause(by_class: Counts) -> dict[str, int]:
+    """Cause → errors, of counts [4, classes]."""
+    return dict(zip(CAUSES, by_class.sum(axis=1).tolist(), strict=True))
+
+
 def distances(one: Floats, other: Floats) -> Floats:
     """Euclidean, [n, m]."""
     squared = (one**2).sum(1)[:, None] - 2.0 * one @ other.T + (other**2).sum(1)[None]

@@ -15,7 +15,7 @@ from models.errors import BadInput
 from models.explain import grad_cam, overlay
 from models.images import Images
 from models.quality import QUALITY_COLUMNS, quality
-from pipelines.federated.causes import CAUSES, MISLABELLED, UNREADABLE, UNSEEN
+from pipelines.federated.causes import CAUSES, MISLABELLED, UNREADABLE, UNSEEN, by_cause
 from pipelines.federated.error_page import (
     Neighbour,
     Page,
@@ -132,7 +132,7 @@ def write_page(
     page = Page(
         title=f"{site.task.name} version {job.version} at {site.name}: where it errs, and why",
         rows=examined.rows,
-        causes=dict(zip(CAUSES, (int(count) for count in by_class.sum(axis=1)), strict=True)),
+        causes=by_cause(by_class),
         tables=(class_table(by_class, site.task.classes),),
         notes=tuple(notes),
         errors=shown,
