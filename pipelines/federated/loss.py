@@ -13,6 +13,22 @@ def example_losses(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return cross_entropy(outputs, y, reduction="none")
 
 
+def wanted_outputs(y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """What outputs turned into probabilities should be, in `out` [*y.shape, classes]; y: int64."""
+    if out.shape[-1] == 1:
+        return out.copy_(y[..., None])
+    return out.zero_().scatter_(-1, y[..., None], 1.0)
+
+
+def pull_of_loss(outputs: torch.Tensor, wanted: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Gradient of the sum of the rows' losses by the outputs [..., classes], in `out`; wanted: `wanted_outputs`."""
+    if outputs.shape[-1] == 1:
+        torch.sigmoid(outputs, out=out)
+    else:
+        torch.softmax(outputs, -1, out=out)
+    return out.sub_(wanted)
+
+
 def mean_losses(
     outputs: torch.Tensor, y: torch.Tensor, share: torch.Tensor | None, steps: torch.Tensor
 ) -> torch.Tensor:

@@ -26,7 +26,7 @@ from pipelines.federated.kernels.plain import lone_chunk
 from pipelines.federated.kernels.rows import gather, widths
 from pipelines.federated.kernels.scratch import Scratch
 from pipelines.federated.layout import Layout
-from pipelines.federated.loss import mean_losses
+from pipelines.federated.loss import mean_losses, pull_of_loss, wanted_outputs
 from pipelines.federated.steps import Steps
 from pipelines.federated.work import LocalWork
 
@@ -114,7 +114,7 @@ class Sequential:
         share = None if steps.weight is None else shares(steps.weight)
         real = widths(steps)
         outputs = scratch("outputs", (sites, count, batch, self._outputs)).zero_()
-        wanted = self._wanted(y)
+        wanted = wanted_outputs(y, scratch("wanted", (*y.shape, self._outputs)))
         pull = None if anchor is None else pack(anchor, scratch("anchor", (size,)))
         in_place = bare(work, correction)
         rate = (-work.learning_rate if in_place else 1.0) / (batch if share is None else 1)
@@ -146,7 +146,7 @@ class Sequential:
                     if ahead is not None:
                         ahead.look(x.flatten(1))
                 out = self._forward(layers, x[: rows.stop], outputs[site, step, rows])
-                delta = self._pull_of_loss(out, wanted[site, step, rows])
+                delta = pull_of_loss(out, wanted[site, step, rows], scratch("delta", out.shape))
                 if share is not None:
                     delta.mul_(share[site, step, rows, None])
                 self._backward(layers, delta.to(self._dtype))
@@ -202,22 +202,6 @@ class Sequential:
     def _backward(self, layers: list[Layer], delta: torch.Tensor) -> None:
         for position in range(len(layers) - 1, self._first - 1, -1):
             delta = layers[position].backward(delta, position > self._first)
-
-    def _wanted(self, y: torch.Tensor) -> torch.Tensor:
-        """What outputs turned into probabilities should be: [*y.shape, outputs]."""
-        if self._outputs == 1:
-            return y[..., None].float()
-        wanted = self._scratch("wanted", (*y.shape, self._outputs)).zero_()
-        return wanted.scatter_(-1, y[..., None], 1.0)
-
-    def _pull_of_loss(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Gradient of the sum of the rows' losses by the outputs."""
-        delta = self._scratch("delta", outputs.shape)
-        if self._outputs == 1:
-            torch.sigmoid(outputs, out=delta)
-        else:
-            torch.softmax(outputs, 1, out=delta)
-        return delta.sub_(wanted)
 
 
 def sequential(model: nn.Module, layout: Layout, *, dtype: torch.dtype = torch.float32) -> Sequential:
