@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from fresh_logs import fresh_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,14 +39,6 @@ def picture(number: int) -> bytes:
 
 
 NAMES = [content_hash(picture(number)) for number in range(3)]
-
-
-@contextmanager
-def fresh_log() -> Iterator[TrafficLog]:
-    with tempfile.TemporaryDirectory() as folder:
-        log = TrafficLog.open(f"sqlite:///{folder}/log.db", Path(folder) / "images")
-        yield log
-        log.close()
 
 
 @pytest.fixture

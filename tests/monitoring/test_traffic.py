@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from fresh_logs import fresh_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
@@ -19,14 +18,6 @@ from models.images import content_hash, encode_png
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
 
 NOW = 1_000_000.0
-
-
-@contextmanager
-def fresh_log() -> Iterator[TrafficLog]:
-    with tempfile.TemporaryDirectory() as folder:
-        log = TrafficLog.open(f"sqlite:///{folder}/deep/log.db", Path(folder) / "images")
-        yield log
-        log.close()
 
 
 @pytest.fixture

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_logs import fresh_log
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +17,6 @@ from models.digits import TASK
 from models.errors import BadInput, Missing
 from models.images import content_hash, encode_png
 from monitoring.cases import live
-from monitoring.traffic import TrafficLog
 from pipelines import case_intake
 from pipelines.case_intake import COLUMNS, Intake, lines_of, lines_of_zip, take_file
 
@@ -51,14 +48,6 @@ def zip_of(files: dict[str, bytes]) -> bytes:
         for name, data in files.items():
             archive.writestr(name, data)
     return buffer.getvalue()
-
-
-@contextmanager
-def fresh_log() -> Iterator[TrafficLog]:
-    with tempfile.TemporaryDirectory() as folder:
-        log = TrafficLog.open(f"sqlite:///{folder}/log.db", Path(folder) / "images")
-        yield log
-        log.close()
 
 
 def summary(done: Intake) -> tuple[list[object], list[object]]:
