@@ -48,18 +48,39 @@ def normals(seeds: Words, count: int, start: int = 0) -> NDArray[np.float64]:
     return np.asarray(ndtri(uniforms(seeds, count, start) + 2.0**-54))
 
 
+def orders(seeds: Words, count: int, start: int = 0) -> NDArray[np.int64]:
+    """A random order of 0 … count-1 for each seed: [seeds, count]."""
+    return np.argsort(words(seeds, count, start), axis=1)
+
+
 def permutations(seeds: Words, counts: NDArray[np.integer], start: int = 0) -> NDArray[np.int64]:
-    """A random order of 0 … counts[i]-1 for each seed: [seeds, max count], -1 beyond a row's own count."""
+    """The same for 0 … counts[i]-1: [seeds, max count], -1 beyond a row's own count."""
     width = int(counts.max(initial=0))
-    keys = words(seeds, width, start)
     if int(counts.min(initial=width)) == width:
-        return np.argsort(keys, axis=1)
+        return orders(seeds, width, start)
+    keys = words(seeds, width, start)
     beyond = np.arange(width) >= np.asarray(counts)[:, None]
     # Beyond its count a row sorts last: a key of 64 ones has a chance of 2^-64.
     keys[beyond] = _LAST
     order = np.argsort(keys, axis=1)
     order[beyond] = -1
     return order
+
+
+def sample(seed: int, size: int, count: int) -> NDArray[np.int64]:
+    """`count` different numbers of 0 … size-1, every such set as likely as any other; sorted."""
+    own = np.array(seed, np.uint64)
+    if 2 * count > size:
+        return np.sort(np.argsort(words(own, size))[:count])
+    # As many more as are missing, until none is missing: repeats are dropped as if drawn one after the other.
+    drawn, found = 0, np.zeros(0, np.int64)
+    while len(found) < count:
+        more = (words(own, count - len(found), drawn) % np.uint64(size)).view(np.int64)
+        drawn += len(more)
+        found = np.concatenate([found, more]) if len(found) else more
+        found.sort()
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
+    return found
 
 
 def _scramble(z: Words) -> Words:

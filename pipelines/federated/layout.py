@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -58,11 +59,11 @@ class Layout:
     def of_model(cls, model: nn.Module) -> Layout:
         return cls.of(dict(model.named_parameters()))
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         return [prod(shape) for shape in self.shapes]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Parameters in all: the length of the flat vector."""
         return sum(self.sizes)

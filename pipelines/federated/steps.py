@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.draws import Words, permutations
+from models.draws import Words, orders, permutations
 from models.population import Ragged
 from pipelines.federated.work import LocalWork
 
@@ -79,7 +79,7 @@ def steps_of(rows: Ragged, work: LocalWork, seeds: Words) -> Steps:
 
 def _whole_batches(rows: Ragged, work: LocalWork, seeds: Words, width: int) -> Steps:
     """The same where all clients hold as many rows, a multiple of the batch: nothing is padded or closed up."""
-    passes = [permutations(seeds, rows.counts, start=epoch * APART) for epoch in range(work.epochs)]
+    passes = [orders(seeds, width, start=epoch * APART) for epoch in range(work.epochs)]
     order = passes[0] if len(passes) == 1 else np.concatenate(passes, axis=1)
     index = torch.from_numpy(order + rows.starts[:, None]).view(len(rows), -1, work.batch_size)
     steps = np.full(len(rows), index.shape[1], dtype=np.int64)

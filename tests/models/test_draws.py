@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.draws import draw_seed, normals, permutations, seeds_of, uniforms, words
+from models.draws import draw_seed, normals, permutations, sample, seeds_of, uniforms, words
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -51,3 +51,22 @@ def test_the_numbers_are_as_random_as_a_test_of_means_can_tell() -> None:
 def test_seeds_differ_by_every_part() -> None:
     assert draw_seed("a", 1) != draw_seed("a", 2) != draw_seed("b", 2)
     assert draw_seed("cohort", 0, 1) == draw_seed("cohort", 0, 1)
+
+
+@given(seed=st.integers(0, 2**63 - 1), size=st.integers(1, 200), data=st.data())
+def test_a_sample_is_so_many_different_members(seed: int, size: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, size))
+    found = sample(seed, size, count)
+    assert len(found) == count == len(set(found.tolist()))
+    assert not count or (found.min() >= 0 and found.max() < size and (np.diff(found) > 0).all())
+
+
+def test_every_member_and_every_pair_is_sampled_as_often_as_any_other() -> None:
+    for count in (3, 5):
+        times = np.zeros((8, 8))
+        for seed in range(4000):
+            found = sample(seed, 8, count)
+            times[np.ix_(found, found)] += 1
+        share = times / 4000
+        assert np.abs(np.diag(share) - count / 8).max() < 0.04
+        assert np.abs(share[~np.eye(8, dtype=bool)] - count * (count - 1) / 56).max() < 0.04

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,22 +79,23 @@ class Trainer:
                 self.kernel, steps, share.start, share.shared, share.work, strategy.rule, strategy.stages, seats,
                 share.measure_loss,
             )  # fmt: skip
-            # One diverged client would turn everybody's weights into NaN.
-            good = np.isfinite(sent.numpy().sum(axis=1)) & (steps.examples > 0)
-            weights = np.ones(len(part)) if strategy.rule.uniform else steps.examples
+            counted, kept = steps.examples, seats.memory
+            weights = np.ones(len(part)) if strategy.rule.uniform else counted
             if share.importance is not None:
                 weights = weights * share.importance[part]
-            if not good.all():
-                refused = zip(clients[~good], steps.examples[~good], strict=True)
-                failures += [_reason(int(client), n) for client, n in refused]
+            # One diverged client would turn everybody's weights into NaN.
+            if not (math.isfinite(float(sent.sum())) and counted.all()):
+                good = np.isfinite(sent.numpy().sum(axis=1)) & (counted > 0)
+                failures += [_reason(int(c), n) for c, n in zip(clients[~good], counted[~good], strict=True)]
                 sent, losses, weights = sent[good], losses[good], weights[good]
+                counted, part = counted[good], part[good]
+                kept = {name: tensor[good] for name, tensor in kept.items()}
             reduction = strategy.reducer.add(reduction, sent, torch.from_numpy(weights))
-            counted = steps.examples[good]
             reports, examples = reports + len(counted), examples + float(counted.sum())
             if share.measure_loss:
                 loss += float(losses.double().numpy() @ counted)
             for name, tensor in memory.items():
-                tensor[part[good]] = seats.memory[name][good]
+                tensor[part] = kept[name]
         return Part(reduction, reports, examples, loss, tuple(failures), memory)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.draws import draw_seed
+from models.draws import draw_seed, sample
 from models.population import Ids
 from pipelines.federated.buffered import Buffering, gather_buffered
 from pipelines.federated.clock import Clock
@@ -62,8 +62,7 @@ class Always:
 
     def call(self, seed: int, round_number: int, clock: Clock) -> tuple[Called, Clock]:
         goal = min(self.goal, self.size) if self.goal else self.size
-        rng = np.random.Generator(np.random.SFC64(draw_seed("cohort", seed, round_number)))
-        clients = np.sort(rng.choice(self.size, size=goal, replace=False, shuffle=False))
+        clients = sample(draw_seed("cohort", seed, round_number), self.size, goal)
         return Called(Committed(goal), clients, goal), clock
 
 

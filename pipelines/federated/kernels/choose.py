@@ -19,7 +19,7 @@ from torch import nn
 
 from models.errors import BadInput
 from pipelines.federated.files import digest, keep_measurement, measurements
-from pipelines.federated.kernels import dense, linear, sequential
+from pipelines.federated.kernels import compiled, dense, linear, sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.kernels.stacked import stacked
@@ -67,6 +67,8 @@ def candidates(model: nn.Module, layout: Layout, dtype: torch.dtype = torch.floa
     chunks = [chunk for chunk in (32, 64, 128, 256) if chunk * layout.size <= STACKED_NUMBERS]
     if linear.able(model):
         found |= {f"linear-{chunk}": partial(linear.linear, model, layout, chunk=chunk) for chunk in chunks}
+        if compiled.able(model, layout):
+            found |= {f"compiled-{n}": partial(compiled.compiled, model, layout, chunk=n) for n in (128, 512)}
     elif not any(True for _ in model.buffers()):
         found |= {f"stacked-{chunk}": partial(stacked, model, layout, chunk=chunk) for chunk in chunks[:3]}
     return found
@@ -139,7 +141,7 @@ def _rate(kernel: Kernel, start: torch.Tensor, steps: Steps, work: LocalWork, co
 
     cost: seconds of one step of one site, about; where whole sites would take too long they are cut short.
     """
-    alone = not kernel.name.startswith(("stacked", "linear", "dense"))
+    alone = not kernel.together
     affordable = max(1, int(seconds / 2 / max(cost, 1e-9)))
     longest = max(1, int(steps.steps.max()))
     count = max(1, min(4, affordable // longest)) if alone else kernel.chunk

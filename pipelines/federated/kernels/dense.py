@@ -117,6 +117,8 @@ class _First:
 class DenseChain:
     """Bare SGD in lockstep; any other local work is done as `sequential` does it."""
 
+    together = True
+
     def __init__(self, model: nn.Sequential, layout: Layout, chunk: int = 8) -> None:
         self.name, self.chunk = f"dense-{chunk}", chunk
         self._otherwise = sequential.Sequential(model, layout)

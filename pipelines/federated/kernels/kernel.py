@@ -13,13 +13,16 @@ from pipelines.federated.work import LocalWork
 class Kernel(Protocol):
     """A kernel owns its buffers, so it serves one caller at a time, and what it returns stands until its next call.
 
-    name: as the chooser knows it; chunk: how many sites it likes at a time (any number is served).
+    name: as the chooser knows it; chunk: how many sites it likes at a time (any number is served); together: whether
+    the sites of a chunk share its calls, so that a lone one says nothing of their speed.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def chunk(self) -> int: ...
+    @property
+    def together(self) -> bool: ...
 
     def __call__(
         self,

@@ -34,6 +34,8 @@ CACHED = 2**18
 class Linear:
     """The weights of all sites are the rows of one matrix [sites, size], whatever the order within a row."""
 
+    together = True
+
     def __init__(self, layout: Layout, chunk: int = 128) -> None:
         self.name, self.chunk = f"linear-{chunk}", chunk
         shapes = dict(zip(layout.names, layout.shapes, strict=True))

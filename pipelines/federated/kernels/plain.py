@@ -29,6 +29,8 @@ def lone_chunk(size: int) -> int:
 class Plain:
     """model: copied, so that the caller's stays as it is; dtype: of the computation, the weights are float32."""
 
+    together = False
+
     def __init__(
         self, model: nn.Module, layout: Layout, channels_last: bool = False, dtype: torch.dtype = torch.float32
     ) -> None:

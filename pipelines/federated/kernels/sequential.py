@@ -82,6 +82,8 @@ def _layers(model: nn.Sequential, scratch: Scratch, dtype: torch.dtype) -> list[
 class Sequential:
     """dtype: of the computation; the weights are float32."""
 
+    together = False
+
     def __init__(self, model: nn.Sequential, layout: Layout, dtype: torch.dtype = torch.float32) -> None:
         self.name = "sequential" + ("" if dtype == torch.float32 else "-bf16")
         self.chunk = lone_chunk(layout.size)

@@ -24,6 +24,8 @@ from pipelines.federated.work import LocalWork
 class Stacked:
     """The weights of all sites are the rows of one matrix [sites, size]."""
 
+    together = True
+
     def __init__(self, model: nn.Module, layout: Layout, chunk: int = 64) -> None:
         self.name, self.chunk = f"stacked-{chunk}", chunk
         self._model, self._layout = copy.deepcopy(model).train(), layout
