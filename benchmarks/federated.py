@@ -33,7 +33,7 @@ def speed(quick: bool, workloads: list[str] | None = None) -> dict[str, Any]:
     """All workloads, or some: then what was measured of the others before stays."""
     import federated_speed
 
-    some = workloads or (["lr100", "mlp2nn"] if quick else None)
+    some = workloads or (["lr100"] if quick else None)
     found = federated_speed.measure(some, 1 if quick else 3, 0.5 if quick else 2.0)
     CONSOLE.print(federated_speed.table(found))
     before = known(quick).get("speed", {}) if workloads else {}
@@ -119,8 +119,9 @@ def bfloat16(quick: bool) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for half in (False, True):
+        task = "models.mnist:TWO_NN_IID" if quick else "models.mnist:CNN_IID"
         simulation = simulation_of(
-            "models.mnist:CNN_IID", 100, 10, 1 if quick else 10, {"epochs": 1}, always_available=True, bfloat16=half
+            task, 100, 10, 1 if quick else 10, {"epochs": 1}, always_available=True, bfloat16=half
         )
         with tempfile.TemporaryDirectory() as home:
             outcome = simulate(simulation, Path(home), evaluate_every=1 if quick else 2)
