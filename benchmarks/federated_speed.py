@@ -5,8 +5,8 @@
 Each peer runs in an environment of its own, which is made at the first call (`benchmarks/peers/`). Before anything is
 timed, each one's aggregate must agree with a loop in float64. Then the peers take turns, a few seconds each, so that
 whatever else the machine does hits all of them; the medians of their client updates a second are compared, and of a
-peer's variants the best one counts. --quick, alone, takes two workloads, one variant of each peer whose environment exists,
-and not Flower.
+peer's variants the best one counts. --quick, alone, takes two workloads, one variant of each peer whose environment
+exists, and not Flower.
 """
 
 from __future__ import annotations

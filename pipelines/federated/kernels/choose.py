@@ -19,7 +19,7 @@ from torch import nn
 
 from models.errors import BadInput
 from pipelines.federated.files import digest, keep_measurement, measurements
-from pipelines.federated.kernels import compiled, dense, linear, sequential
+from pipelines.federated.kernels import compiled, dense, sequential
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.kernels.stacked import stacked
@@ -64,13 +64,12 @@ def candidates(model: nn.Module, layout: Layout, dtype: torch.dtype = torch.floa
             for n in (8, 16)
             if n * layout.size <= STACKED_NUMBERS
         }
-    chunks = [chunk for chunk in (32, 64, 128, 256) if chunk * layout.size <= STACKED_NUMBERS]
-    if linear.able(model):
-        found |= {f"linear-{chunk}": partial(linear.linear, model, layout, chunk=chunk) for chunk in chunks}
-        if compiled.able(model, layout):
-            found |= {f"compiled-{n}": partial(compiled.compiled, model, layout, chunk=n) for n in (128, 512)}
+    chunks = [chunk for chunk in (32, 64, 128) if chunk * layout.size <= STACKED_NUMBERS]
+    if compiled.able(model):
+        fitting = [n for n in (8, 128, 512) if n == 8 or n * layout.size <= STACKED_NUMBERS]
+        found |= {f"compiled-{n}": partial(compiled.compiled, model, layout, chunk=n) for n in fitting}
     elif not any(True for _ in model.buffers()):
-        found |= {f"stacked-{chunk}": partial(stacked, model, layout, chunk=chunk) for chunk in chunks[:3]}
+        found |= {f"stacked-{chunk}": partial(stacked, model, layout, chunk=chunk) for chunk in chunks}
     return found
 
 

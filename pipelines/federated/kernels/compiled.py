@@ -1,8 +1,7 @@
-"""Logistic and softmax regression of small size, compiled: one loop over sites, steps and rows.
+"""Logistic and softmax regression, compiled: one loop over sites, steps and rows.
 
-Where a site's weights fit the processor's first cache, a call into torch costs more than its arithmetic, and there
-are some twenty calls in a step. numba's loop has none: the weights of a site stay in the cache from its first step to
-its last. Numbers are float32, sums run in the order that the compiler likes best.
+A step of such a model is a few thousand multiplications, and a call into torch costs more than they do. numba's loop
+makes none: the weights of a site stay in the processor's nearest caches from its first step to its last.
 """
 
 from __future__ import annotations
@@ -11,19 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.federated.kernels import linear
 from pipelines.federated.kernels.descent import shares
 from pipelines.federated.kernels.scratch import Scratch
 from pipelines.federated.layout import Layout
 from pipelines.federated.steps import Steps
 from pipelines.federated.work import LocalWork
 
-LARGEST = 4096
-"""Weights up to which a site's model, gradient and rows stay in a core's first cache; beyond, matrix products win."""
 
-
-def able(model: nn.Module, layout: Layout) -> bool:
-    return linear.able(model) and layout.size <= LARGEST
+def able(model: nn.Module) -> bool:
+    """nn.Linear, alone or behind nn.Flatten."""
+    if type(model) is nn.Sequential and len(model) == 2 and type(model[0]) is nn.Flatten:
+        return (model[0].start_dim, model[0].end_dim) == (1, -1) and able(model[1])
+    return type(model) is nn.Linear and all(parameter.requires_grad for parameter in model.parameters())
 
 
 class Compiled:
@@ -35,6 +33,7 @@ class Compiled:
         self.name, self.chunk = f"compiled-{chunk}", chunk
         shapes = dict(zip(layout.names, layout.shapes, strict=True))
         self._classes = shapes[next(name for name in shapes if name.endswith("weight"))][0]
+        # A layout goes by name, so the bias, where there is one, stands before the weight.
         self._biases = self._classes if len(shapes) == 2 else 0
         self._size = layout.size
         self._scratch = Scratch()

@@ -82,7 +82,7 @@ def same_bits(one: TrainingState, other: TrainingState) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("processes", "chunk", "kernel"), [(2, None, "plain"), (1, 5, "plain"), (1, None, "linear-32")]
+    ("processes", "chunk", "kernel"), [(2, None, "plain"), (1, 5, "plain"), (1, None, "compiled-8")]
 )
 def test_chunks_processes_and_kernels_change_the_result_by_rounding_alone(
     tmp_path: Path, processes: int, chunk: int | None, kernel: str

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import MODELS, Make, build, draw_steps, furthest, reference, works
 
-from pipelines.federated.kernels import compiled, dense, linear, sequential, stacked
+from pipelines.federated.kernels import compiled, dense, sequential, stacked
 from pipelines.federated.kernels.kernel import Kernel
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.work import LocalWork
@@ -19,12 +19,11 @@ KERNELS: dict[str, Make] = {
     "plain": plain,
     "plain-channels-last": lambda model, layout: plain(model, layout, channels_last=True),
     "sequential": sequential.sequential,
-    "linear": linear.linear,
     "compiled": compiled.compiled,
     "dense": dense.dense,
     "stacked": stacked.stacked,
 }
-ABILITY = {"sequential": sequential.able, "linear": linear.able, "compiled": linear.able, "dense": dense.able}
+ABILITY = {"sequential": sequential.able, "compiled": compiled.able, "dense": dense.able}
 ABLE = [
     (model, kernel)
     for model in MODELS
