@@ -130,6 +130,16 @@ SERVICE_HEALTH = Table(
     Column("latency", JSON, nullable=False),  # answered requests by bucket of health.LATENCY_EDGES_S
 )
 
+SILENCES = Table(
+    "silences",  # a site that sent nothing for far longer than it ever paused
+    METADATA,
+    Column("site", String(64), primary_key=True),
+    Column("since", Float, primary_key=True),  # event time of its last row
+    Column("noticed_at", Float, nullable=False),
+    Column("ended_at", Float),  # when rows came again, or the site was no longer expected; None: it is still silent
+    Column("sentence", String(400), nullable=False),
+)
+
 Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
@@ -143,6 +153,7 @@ __all__ = [
     "PREDICTIONS",
     "PROMOTIONS",
     "SERVICE_HEALTH",
+    "SILENCES",
     "WINDOWS",
     "connect",
     "insert_new",
