@@ -18,6 +18,7 @@ def monitor(task: str = "digits", limit: int = 20) -> list[str]:
         said.append(report.sentence)
         if report.decision is not None:
             said.append(f"alarm: {report.decision.sentence}")
+    said += [f"silent: {silence.sentence}" for silence in watch.silent(settings)]
     for decision in watch.ready(settings):
         told = announce(settings, decision)
         said.append(f"decision {decision.decision} is {'announced' if told else 'not announced yet; it waits'}")

@@ -114,6 +114,33 @@ CASE_FINDINGS = Table(
     sqlite_autoincrement=True,
 )
 
+SERVICE_HEALTH = Table(
+    "service_health",  # how each replica of the service fared, some seconds a row; see monitoring/health.py
+    METADATA,
+    Column("replica", String(64), primary_key=True),  # one process of the service, from its start to its end
+    Column("tick", Integer, primary_key=True),
+    Column("version", Integer, primary_key=True),  # of the model; 0: none served
+    Column("at", Float, nullable=False),  # when the tick ended, by the replica's clock
+    Column("answered", Integer, nullable=False),  # requests
+    Column("errors", Integer, nullable=False),
+    Column("unavailable", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("abstained", Integer, nullable=False),  # rows
+    Column("latency", JSON, nullable=False),  # answered requests by bucket of health.LATENCY_EDGES_S
+)
+
+SILENCES = Table(
+    "silences",  # a site that sent nothing for far longer than it ever paused
+    METADATA,
+    Column("site", String(64), primary_key=True),
+    Column("since", Float, primary_key=True),  # event time of its last row
+    Column("noticed_at", Float, nullable=False),
+    Column("ended_at", Float),  # when rows came again, or the site was no longer expected; None: it is still silent
+    Column("sentence", String(400), nullable=False),
+)
+
+Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
 Index("predictions_request", PREDICTIONS.c.request_id)
@@ -125,6 +152,8 @@ __all__ = [
     "METADATA",
     "PREDICTIONS",
     "PROMOTIONS",
+    "SERVICE_HEALTH",
+    "SILENCES",
     "WINDOWS",
     "connect",
     "insert_new",

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from models.errors import BadInput
 from models.task import Task, find_task
 from monitoring.drift import DriftPolicy
+from monitoring.findings import MonitorPolicy
 from monitoring.policy import AlarmPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
@@ -132,6 +133,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     diagnosis: DiagnosisSettings = DiagnosisSettings()
     drift: DriftPolicy = DriftPolicy()
+    monitors: MonitorPolicy = MonitorPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
     retrain: RetrainSettings = RetrainSettings()
 
