@@ -189,6 +189,11 @@ class Settings(BaseSettings):
         return self.folder / "images"
 
     @property
+    def spool(self) -> Path:
+        """Rows that the service has answered while the log database was away."""
+        return self.folder / "spool"
+
+    @property
     def dashboard(self) -> Path:
         """The Evidently workspace."""
         return self.home.absolute() / "evidently"

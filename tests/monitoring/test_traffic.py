@@ -1,47 +1,25 @@
 from __future__ import annotations
 
 import multiprocessing
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from fresh_logs import Databases, fresh_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logged_rows import NOW, prediction
 from sqlalchemy.exc import OperationalError
 
 from models.errors import BadInput, Missing
-from models.images import content_hash, encode_png
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
-
-NOW = 1_000_000.0
 
 
 @pytest.fixture
 def log(databases: Databases) -> Iterator[TrafficLog]:
     with databases.log() as opened:
         yield opened
-
-
-def prediction(number: int = 0, at: float = NOW, site: str = "site-1", name: str | None = None) -> Prediction:
-    png = encode_png(np.full((8, 8, 1), number % 256, dtype=np.uint8))
-    return Prediction(
-        prediction_id=name or str(uuid.uuid4()),
-        request_id=f"r-{number}",
-        site=site,
-        at=at,
-        model_version=1,
-        png=png,
-        image_hash=content_hash(png),
-        prediction=number % 10,
-        confidence=0.5,
-        probabilities=[0.5, 0.5],
-        quality=(0.1, 0.2, 0.3, 0.4, float(number)),
-        logged_at=at,
-    )
 
 
 def test_a_row_comes_back_as_it_went_in_and_its_picture_too(log: TrafficLog) -> None:
