@@ -169,6 +169,11 @@ class TrafficLog:
         with self.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())
 
+    def first_seq(self) -> int:
+        """The seq of the oldest prediction, 0 where there is none."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.min(PREDICTIONS.c.seq))).scalar_one() or 0)
+
     def last_seq(self) -> int:
         """The seq of the newest prediction, 0 before the first."""
         with self.engine.connect() as connection:

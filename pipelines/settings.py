@@ -18,6 +18,7 @@ from models.errors import BadInput
 from models.task import Task, find_task
 from monitoring.alarm import AlarmPolicy
 from monitoring.drift import DriftPolicy
+from monitoring.retention import RetentionPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
 TELEMETRY_OFF = {
@@ -133,6 +134,7 @@ class Settings(BaseSettings):
     diagnosis: DiagnosisSettings = DiagnosisSettings()
     drift: DriftPolicy = DriftPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
+    log: RetentionPolicy = RetentionPolicy()
     retrain: RetrainSettings = RetrainSettings()
 
     @classmethod

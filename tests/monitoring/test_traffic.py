@@ -127,6 +127,20 @@ def test_labels_are_idempotent_and_the_first_word_of_a_source_stands(
         assert labels == last
 
 
+@given(order=st.permutations(range(6)), again=st.lists(st.integers(0, 5), max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_labels_may_come_in_any_order_and_again_and_the_latest_by_their_own_time_counts(
+    databases: Databases, order: list[int], again: list[int]
+) -> None:
+    with databases.log() as log:
+        rows = [prediction(0), prediction(1)]
+        log.record(rows)
+        said = [Label(rows[i % 2].prediction_id, i, f"source-{i}", NOW + 100 - i // 2) for i in range(6)]
+        for i in order + again:
+            log.label_all([said[i]])
+        assert log.between(0, 10)["label"].tolist() == [0, 1]
+
+
 def test_a_list_of_labels_with_one_bad_row_stores_nothing(log: TrafficLog) -> None:
     row = prediction(0)
     log.record([row])
