@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +49,7 @@ class Postgres:
     def stop(self) -> None:
         """At once, as a crash does it."""
         if self.process is not None and self.process.poll() is None:
-            os.kill(self.process.pid, 3)  # SIGQUIT: "immediate shutdown"
+            self.process.send_signal(signal.SIGQUIT)
             self.process.wait(30)
 
     def initialize(self) -> None:
@@ -60,8 +62,13 @@ class Postgres:
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
                 [str(self.binaries / program), *map(str, arguments)],
-                stdout=log, stderr=log, cwd=self.folder, user=_user(),
+                stdout=log, stderr=log, cwd=self.folder, user=_user(), preexec_fn=_end_with_parent,
             )  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """A run of tests that is killed leaves no server behind (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 
 
 def _user() -> int | None:
