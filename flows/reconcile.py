@@ -24,6 +24,7 @@ from flows.events import GRACE_S, announce
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines.settings import Settings, load_settings
+from pipelines.upkeep import keep_within_limits
 
 UNHEARD_S = 60.0  # an event that led to no run within this time was lost
 LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
@@ -31,8 +32,9 @@ LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAU
 
 @flow(name="reconcile", flow_run_name="reconcile-{task}", persist_result=False, log_prints=True)
 def reconcile(task: str = "digits") -> list[str]:
-    """Have every open decision of a task acted on; returns a sentence for each thing that was amiss."""
-    done = settle(load_settings(task))
+    """Have every open decision of a task acted on, and the log kept within its limits; says what was amiss."""
+    settings = load_settings(task)
+    done = settle(settings) + keep_within_limits(settings)
     for sentence in done:
         print(sentence)  # noqa: T201  Prefect turns it into a line of the run's log
     return done

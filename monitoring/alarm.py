@@ -92,9 +92,9 @@ def enough_rows(engine: sa.Engine, decision: Decision, minimum_new_rows: int) ->
     start = decision.evidence.get("from_seq")
     if start is None:
         return True
-    since = sa.select(sa.func.count()).select_from(PREDICTIONS).where(PREDICTIONS.c.seq >= int(start))
+    since = sa.select(PREDICTIONS.c.seq).where(PREDICTIONS.c.seq >= int(start)).limit(minimum_new_rows).subquery()
     with engine.connect() as connection:
-        return int(connection.execute(since).scalar_one()) >= minimum_new_rows
+        return int(connection.execute(sa.select(sa.func.count()).select_from(since)).scalar_one()) >= minimum_new_rows
 
 
 def _read(engine: sa.Engine, condition: sa.ColumnElement[bool]) -> list[Decision]:
@@ -138,12 +138,11 @@ def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: floa
         "updated_at": sa.literal(now),
     }
     statement = sa.insert(DECISIONS).from_select(list(row), sa.select(*row.values()).where(~sa.or_(*barred)))
+    statement = statement.returning(d.decision)  # psycopg counts no rows of such an insert
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(_DECIDERS_TURN)
-        if connection.execute(statement).rowcount != 1:
-            return None
-        return int(connection.execute(sa.select(sa.func.max(d.decision))).scalar_one())
+        return connection.execute(statement).scalar_one_or_none()
 
 
 # -- moving on --------------------------------------------------------------------------------------------------

@@ -1,23 +1,35 @@
 """The log database: one SQLAlchemy schema for what was predicted, judged, decided, promoted and expected by customers.
 
-SQLite in WAL mode embedded (one writer at a time, readers never wait), PostgreSQL when shared. Rows are appended;
-only the state of a decision is ever updated.
+Rows are appended; only the state of a decision is ever updated, and old predictions go when retention says so.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
-from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, MetaData, String, Table, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
+from monitoring.engines import engine_for, prepare
+
 METADATA = MetaData()
+_Long = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows by itself only under the name INTEGER
 
 PREDICTIONS = Table(
     "predictions",
     METADATA,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", _Long, primary_key=True, autoincrement=True),
     Column("prediction_id", String(36), nullable=False, unique=True),
     Column("request_id", String(64)),  # the client's own name of its request, if it gave one
     Column("site", String(64), nullable=False),
@@ -32,6 +44,8 @@ PREDICTIONS = Table(
     Column("sharpness", Float, nullable=False),
     Column("saturation", Float, nullable=False),
     Column("noise", Float, nullable=False),
+    Column("logged_at", Float),  # when the row came into the log, by the writer's clock; None: `at` stands for it
+    Column("picture_bytes", Integer),  # of the PNG
     sqlite_autoincrement=True,
 )
 
@@ -48,8 +62,8 @@ WINDOWS = Table(
     "windows",  # what each monitor run looked at, and what it saw; a window is reported once
     METADATA,
     Column("window", Integer, primary_key=True, autoincrement=True),
-    Column("from_seq", Integer, nullable=False, unique=True),
-    Column("to_seq", Integer, nullable=False),  # half-open: from_seq <= seq < to_seq
+    Column("from_seq", _Long, nullable=False, unique=True),
+    Column("to_seq", _Long, nullable=False),  # half-open: from_seq <= seq < to_seq
     Column("rows", Integer, nullable=False),
     Column("started_at", Float, nullable=False),  # event time of the first and the last row
     Column("ended_at", Float, nullable=False),
@@ -57,6 +71,22 @@ WINDOWS = Table(
     Column("odd", Integer, nullable=False),  # 0 or 1
     Column("evidence", JSON, nullable=False),
     sqlite_autoincrement=True,
+)
+
+AGGREGATES = Table(
+    "aggregates",  # what stays of a window whose rows retention has taken: one row for each site and version in it
+    METADATA,
+    Column("from_seq", _Long, primary_key=True),  # the window's
+    Column("site", String(64), primary_key=True),
+    Column("model_version", Integer, primary_key=True),
+    Column("rows", Integer, nullable=False),
+    Column("labelled", Integer, nullable=False),
+    Column("correct", Integer, nullable=False),  # of the labelled
+    Column("started_at", Float, nullable=False),  # event time of the first and the last row
+    Column("ended_at", Float, nullable=False),
+    Column("predictions", JSON, nullable=False),  # rows of each class index
+    Column("means", JSON, nullable=False),  # of the confidence and of the quality columns
+    Column("removed_at", Float, nullable=False),
 )
 
 DECISIONS = Table(
@@ -144,7 +174,9 @@ Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
 Index("predictions_request", PREDICTIONS.c.request_id)
+Index("predictions_image", PREDICTIONS.c.image_hash)  # whether a picture is still needed
 __all__ = [
+    "AGGREGATES",
     "CASES",
     "CASE_FINDINGS",
     "DECISIONS",
@@ -161,24 +193,19 @@ __all__ = [
 
 
 def connect(url: str) -> sa.Engine:
-    """An engine for the log database at an SQLAlchemy URL; tables are created where they are missing."""
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
+    """An engine for the log database at an SQLAlchemy URL; tables are created where they are missing.
 
-        @sa.event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _: Any) -> None:
-            cursor = connection.cursor()
-            # WAL with NORMAL survives kill -9 of every process; only power loss may lose the last commits.
-            for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-    METADATA.create_all(engine)
+    Raises:
+        BadInput: the URL cannot be read, or names another kind of database.
+        Missing: the database does not answer.
+    """
+    engine = engine_for(url)
+    prepare(engine, METADATA)
     return engine
 
 
 def insert_new(engine: sa.Engine, table: Table) -> sa.Insert:
-    """An insert that passes over rows whose key is taken; its rowcount says how many were new."""
+    """An insert that passes over rows whose key is taken. Ask with RETURNING which were new, not by the rowcount."""
     if engine.dialect.name == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()

@@ -6,9 +6,7 @@ windows of them as data frames. Rows are appended and never changed, so a window
 
 from __future__ import annotations
 
-import os
-import re
-import uuid
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,16 @@ from typing import Literal, Self
 import pandas as pd
 import sqlalchemy as sa
 
-from models.errors import BadInput, Missing
+from models.errors import BadInput
 from models.quality import QUALITY_COLUMNS
+from monitoring import pictures
 from monitoring.database import LABELS, PREDICTIONS, connect, insert_new
 
 COLUMNS = [column.name for column in PREDICTIONS.columns]
 LABEL_COLUMN = "label"
+LOGGED_AT = sa.func.coalesce(PREDICTIONS.c.logged_at, PREDICTIONS.c.at).label("logged_at")
+"""When a row came into the log, in seconds since the epoch: it has the order of `seq` unless a clock was set."""
 
-_HASH = re.compile(r"[0-9a-f]{32}")
 _CHUNK = 500  # bound parameters of one statement; SQLite's older limit is 999
 # Holders take turns, so that seq has the order of the commits and a reader's cursor never passes a row by.
 _WRITERS_TURN = sa.text("SELECT pg_advisory_xact_lock(7240311)")
@@ -40,7 +40,10 @@ class Conflict(BadInput):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS."""
+    """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS.
+
+    logged_at: when it comes into the log; None for now.
+    """
 
     prediction_id: str
     request_id: str | None
@@ -53,10 +56,12 @@ class Prediction:
     confidence: float
     probabilities: list[float]
     quality: Sequence[float]
+    logged_at: float | None = None
 
-    def row(self) -> dict[str, object]:
-        names = [name for name in COLUMNS if name != "seq" and name not in QUALITY_COLUMNS]
-        values: dict[str, object] = {name: getattr(self, name) for name in names}
+    def row(self, now: float) -> dict[str, object]:
+        own = {"seq", "logged_at", "picture_bytes", *QUALITY_COLUMNS}
+        values: dict[str, object] = {name: getattr(self, name) for name in COLUMNS if name not in own}
+        values |= {"logged_at": now if self.logged_at is None else self.logged_at, "picture_bytes": len(self.png)}
         return values | dict(zip(QUALITY_COLUMNS, self.quality, strict=True))
 
 
@@ -79,9 +84,6 @@ class TrafficLog:
 
     @classmethod
     def open(cls, database_url: str, images: Path) -> Self:
-        url = sa.make_url(database_url)
-        if url.get_backend_name() == "sqlite" and url.database:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         return cls(connect(database_url), images)
 
     def record(self, predictions: Sequence[Prediction]) -> None:
@@ -93,7 +95,8 @@ class TrafficLog:
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(_WRITERS_TURN)
-            connection.execute(insert_new(self.engine, PREDICTIONS), [prediction.row() for prediction in predictions])
+            now = time.time()
+            connection.execute(insert_new(self.engine, PREDICTIONS), [each.row(now) for each in predictions])
 
     def label(self, prediction_id: str, label: int, source: str, at: float) -> Literal["stored", "already"]:
         """Write one delayed label; see `label_all`."""
@@ -110,10 +113,12 @@ class TrafficLog:
         with self.engine.begin() as connection:
             for row, label in enumerate(labels):
                 where = f"row {row}: " if len(labels) > 1 else ""
+                # The insert first: it takes the turn in which retention cannot take the prediction away.
+                put = insert_new(self.engine, LABELS).returning(LABELS.c.prediction_id)
+                new = connection.execute(put, vars(label)).first() is not None
                 known = sa.select(PREDICTIONS.c.seq).where(PREDICTIONS.c.prediction_id == label.prediction_id)
-                if connection.execute(known).first() is None:
+                if connection.execute(known.with_for_update(key_share=True)).first() is None:
                     raise UnknownPrediction(f"{where}there is no prediction {label.prediction_id!r} in the log")
-                new = connection.execute(insert_new(self.engine, LABELS), vars(label)).rowcount == 1
                 said.append("stored" if new else "already")
                 before = connection.execute(
                     sa.select(LABELS.c.label).where(
@@ -128,59 +133,46 @@ class TrafficLog:
         return said
 
     def window(self, from_seq: int, rows: int, lateness_s: float, now: float) -> pd.DataFrame:
-        """The next predictions from `from_seq` on, `rows` at most, up to the first that is younger than `lateness_s`.
+        """The next predictions from `from_seq` on, `rows` at most, up to the first logged within `lateness_s` of now.
 
         It ends there, and does not merely leave the young one out: the next window starts at the last seq + 1, and
-        between the two no row may be lost.
+        between the two no row may be lost. A row from the future, after the clock was set back, is not young.
         """
-        seq, at = PREDICTIONS.c.seq, PREDICTIONS.c.at
-        head = sa.select(seq, at).where(seq >= from_seq).order_by(seq).limit(rows)
+        seq = PREDICTIONS.c.seq
+        head = sa.select(seq, LOGGED_AT).where(seq >= from_seq).order_by(seq).limit(rows)
         with self.engine.connect() as connection:
             found = connection.execute(head).all()
         end = from_seq
         for row in found:
-            if row.at > now - lateness_s:
+            if now - lateness_s < row.logged_at <= now:
                 break
             end = row.seq + 1
         return self.between(from_seq, end)
 
-    def between(self, from_seq: int, to_seq: int) -> pd.DataFrame:
-        """The predictions with from_seq <= seq < to_seq in that order, with `label`: the last one given, or NA."""
-        seq = PREDICTIONS.c.seq
-        inside = (seq >= from_seq) & (seq < to_seq)
-        labels = (
-            sa.select(LABELS.c.prediction_id, LABELS.c.label)
-            .join(PREDICTIONS, PREDICTIONS.c.prediction_id == LABELS.c.prediction_id)
-            .where(inside)
-            .order_by(LABELS.c.at, LABELS.c.source)
-        )
+    def between(self, from_seq: int, to_seq: int, *where: sa.ColumnElement[bool]) -> pd.DataFrame:
+        """The predictions with from_seq <= seq < to_seq in that order, with `label`: the last one given, or NA.
+
+        where: further conditions on PREDICTIONS.
+        """
         with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(PREDICTIONS).where(inside).order_by(seq)).all()
-            given = {row.prediction_id: row.label for row in connection.execute(labels)}
-        frame = pd.DataFrame(rows, columns=COLUMNS)
-        for column in PREDICTIONS.columns:
-            if isinstance(column.type, sa.Integer | sa.Float):
-                frame[column.name] = frame[column.name].astype(
-                    "int64" if isinstance(column.type, sa.Integer) else float
-                )
-        frame[LABEL_COLUMN] = pd.array([given.get(key) for key in frame["prediction_id"]], dtype="Int64")
-        return frame
+            return read(connection, from_seq, to_seq, *where)
 
     def image(self, image_hash: str) -> bytes:
-        """The PNG of that name.
+        """The PNG of that name; see `pictures.read`."""
+        return pictures.read(self.images, image_hash)
 
-        Raises:
-            Missing: the image store does not hold it.
-        """
-        path = self._path(image_hash)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError as error:
-            raise Missing(f"the image {image_hash} is not in the image store (looked at {path})") from error
+    def keep_image(self, image_hash: str, png: bytes) -> None:
+        """Put a PNG into the image store under its content's name; see `pictures.keep`."""
+        pictures.keep(self.images, image_hash, png)
 
     def count(self) -> int:
         with self.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())
+
+    def first_seq(self) -> int:
+        """The seq of the oldest prediction, 0 where there is none."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.min(PREDICTIONS.c.seq))).scalar_one() or 0)
 
     def last_seq(self) -> int:
         """The seq of the newest prediction, 0 before the first."""
@@ -201,27 +193,24 @@ class TrafficLog:
     def close(self) -> None:
         self.engine.dispose()
 
-    def _path(self, image_hash: str) -> Path:
-        if not _HASH.fullmatch(image_hash):
-            raise BadInput(f"{image_hash!r} is no image name: 32 hexadecimal digits are")
-        return self.images / image_hash[:2] / f"{image_hash}.png"
 
-    def keep_image(self, image_hash: str, png: bytes) -> None:
-        """Put a PNG into the image store under its content's name, whole or not at all."""
-        # Hot: a system call that is not made here, and a Path that is not built, is most of what a row costs.
-        path = str(self._path(image_hash))
-        if os.path.exists(path):  # noqa: PTH110
-            return
-        part = f"{path}.{uuid.uuid4().hex}.part"
-        try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileNotFoundError:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.write(png)
-            os.rename(part, path)  # noqa: PTH104
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+def read(connection: sa.Connection, from_seq: int, to_seq: int, *where: sa.ColumnElement[bool]) -> pd.DataFrame:
+    """What `TrafficLog.between` gives, within a transaction of the caller's."""
+    seq = PREDICTIONS.c.seq
+    inside = sa.and_(seq >= from_seq, seq < to_seq, *where)
+    labels = (
+        sa.select(LABELS.c.prediction_id, LABELS.c.label)
+        .join(PREDICTIONS, PREDICTIONS.c.prediction_id == LABELS.c.prediction_id)
+        .where(inside)
+        .order_by(LABELS.c.at, LABELS.c.source)
+    )
+    asked = [LOGGED_AT if column.name == "logged_at" else column for column in PREDICTIONS.columns]
+    rows = connection.execute(sa.select(*asked).where(inside).order_by(seq)).all()
+    given = {row.prediction_id: row.label for row in connection.execute(labels)}
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    for column in PREDICTIONS.columns:
+        if isinstance(column.type, sa.Integer | sa.Float):
+            whole = isinstance(column.type, sa.Integer) and not column.nullable
+            frame[column.name] = frame[column.name].astype("int64" if whole else float)
+    frame[LABEL_COLUMN] = pd.array([given.get(key) for key in frame["prediction_id"]], dtype="Int64")
+    return frame

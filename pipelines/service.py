@@ -23,6 +23,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from models.errors import FedloopError
+from monitoring.engines import engine_for
+from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
 from pipelines import serving_cases
 from pipelines import serving_wire as wire
@@ -35,8 +37,8 @@ from pipelines.serving_model import ChampionWatcher
 from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImageQuery, ImagesQuery, PredictBody, Refusal, RequestId
 from pipelines.settings import Settings, load_settings
 
-LOG_BUSY_MS = 5000
-"""How long a request waits for another writer of an SQLite log before it is refused."""
+LOG_BUSY_MS = 2000
+"""How long a request waits for another writer of an SQLite log before its row goes to the spool."""
 
 TYPES = serving_cases.TYPES | {
     "/predict": ("application/json",),
@@ -51,7 +53,10 @@ def create_app(settings: Settings) -> FastAPI:
     """The service for the settings' task. It starts without a champion, and says so until there is one."""
     task = settings.task
     log = _open_log(settings)
+    net = SafetyNet(log, settings.spool)
+    net.prepare()
     metrics = Metrics()
+    metrics.watch(net)
     watcher = ChampionWatcher(settings, metrics.swapped)
     health = HealthCounter(log.engine, lambda: watcher.served.version.number if watcher.served else 0)
 
@@ -63,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         metrics.answered(path, status, seconds)
         health.answered(path, status, seconds, version)
 
-    batcher = Batcher(log, lambda: watcher.served, watcher.why_none, logged)
+    batcher = Batcher(net, lambda: watcher.served, watcher.why_none, logged)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -75,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         batcher.close()
+        net.close()
         log.close()
 
     # The documentation pages would load their scripts from elsewhere; /openapi.json stays.
@@ -138,15 +144,16 @@ def create_app(settings: Settings) -> FastAPI:
             )
             for i, item in enumerate(items)
         ]
-        said = await asyncio.to_thread(_store_labels, log, labels)
+        said = await asyncio.to_thread(_store_labels, net, labels)
         answers = [
             {"prediction_id": each.prediction_id, "status": status} for each, status in zip(labels, said, strict=True)
         ]
         return JSONResponse({"feedback": answers} if isinstance(body, list) else answers[0])
 
     @app.get("/healthz")
-    async def alive() -> dict[str, str]:
-        return {"status": "alive"}
+    async def alive() -> dict[str, Any]:
+        """That it lives, and where rows go: into the log's database, or into the spool until that is back."""
+        return {"status": "alive"} | net.said
 
     @app.get("/readyz")
     async def ready() -> JSONResponse:
@@ -186,9 +193,9 @@ def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
     }
 
 
-def _store_labels(log: TrafficLog, labels: Sequence[Label]) -> Sequence[str]:
+def _store_labels(net: SafetyNet, labels: Sequence[Label]) -> Sequence[str]:
     try:
-        return log.label_all(labels)
+        return net.label_all(labels)
     except UnknownPrediction as error:
         raise Refusal(404, "unknown_prediction", str(error)) from error
     except Conflict as error:
@@ -230,14 +237,13 @@ def _speak_with_one_voice(app: FastAPI) -> None:
 
 
 def _open_log(settings: Settings) -> TrafficLog:
-    log = TrafficLog.open(settings.database_url, settings.images)
+    log = TrafficLog(engine_for(settings.database_url), settings.images)
     if log.engine.dialect.name == "sqlite":
         # A monitor may wait half a minute for the log, a client should not.
         @sa.event.listens_for(log.engine, "connect")
         def impatient(connection: Any, _: Any) -> None:
             connection.execute(f"PRAGMA busy_timeout={LOG_BUSY_MS}")
 
-        log.engine.dispose()
     return log
 
 

@@ -1,6 +1,6 @@
 """Micro-batches: requests that arrive together share one forward pass and one transaction of the traffic log.
 
-In go rows, out come answers, and only when the rows are committed: answered means logged.
+In go rows, out come answers, and only when the rows are committed, or durably spooled: answered means logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import sqlalchemy as sa
 
 from models.images import content_hash, encode_png
 from models.quality import quality
-from monitoring.traffic import Prediction, TrafficLog
+from monitoring.safety_net import SafetyNet
+from monitoring.traffic import Prediction
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
@@ -45,7 +46,7 @@ class Batcher:
 
     def __init__(
         self,
-        log: TrafficLog,
+        log: SafetyNet,
         served: Callable[[], ServedModel | None],
         why_none: Callable[[], str],
         on_logged: Callable[[Sequence[Prediction]], None],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Prediction
 from pipelines.serving_model import ServedModel
 
@@ -61,6 +62,17 @@ class Metrics:
     def swapped(self, served: ServedModel | None) -> None:
         self._swaps.inc()
         self._version.set(0 if served is None else served.version.number)
+
+    def watch(self, net: SafetyNet) -> None:
+        """Show where rows go: into the log's database, or into the spool."""
+        for name, words, figure in (
+            ("log_reachable", "1: rows go into the log's database; 0: into the spool", lambda: net.trouble is None),
+            ("log_spool_bytes", "What waits for the log's database, of all replicas here", net.spool.size_bytes),
+            ("log_spooled_rows", "Rows that went into the spool since the start", lambda: net.spooled),
+            ("log_merged_rows", "Rows brought from the spool into the database since the start", lambda: net.merged),
+            ("log_refused_rows", "Spooled rows and labels that the database did not take", lambda: net.refused),
+        ):
+            Gauge(f"fedloop_{name}", words, registry=self._registry).set_function(figure)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

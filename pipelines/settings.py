@@ -19,6 +19,7 @@ from models.task import Task, find_task
 from monitoring.drift import DriftPolicy
 from monitoring.findings import MonitorPolicy
 from monitoring.policy import AlarmPolicy
+from monitoring.retention import RetentionPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
 TELEMETRY_OFF = {
@@ -135,6 +136,7 @@ class Settings(BaseSettings):
     drift: DriftPolicy = DriftPolicy()
     monitors: MonitorPolicy = MonitorPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
+    log: RetentionPolicy = RetentionPolicy()
     retrain: RetrainSettings = RetrainSettings()
 
     @classmethod
@@ -189,6 +191,11 @@ class Settings(BaseSettings):
     def images(self) -> Path:
         """The image store of the traffic log."""
         return self.folder / "images"
+
+    @property
+    def spool(self) -> Path:
+        """Rows that the service has answered while the log database was away."""
+        return self.folder / "spool"
 
     @property
     def dashboard(self) -> Path:

@@ -113,19 +113,22 @@ def ready(settings: Settings) -> list[alarm.Decision]:
 def next_window(log: TrafficLog, policy: DriftPolicy, now: float) -> pd.DataFrame | None:
     """The rows of the next unreported window, or None while it is not complete.
 
-    A window is the next `window_rows` rows; where they take longer than `max_age_s`, the rows of that time, but
-    `minimum_rows` at least. Where it ends depends on the log alone, so it is the same after a downtime.
+    A window is the next `window_rows` rows; where they take longer than `max_age_s` to come into the log, the rows of
+    that time, but `minimum_rows` at least. Where it ends depends on the log alone, so it is the same after a downtime.
+    What the senders' clocks say does not matter, and a server's clock that is set back adds nothing to the age.
     """
+    newest = sa.select(WINDOWS.c.to_seq).order_by(WINDOWS.c.from_seq.desc()).limit(1)
     with log.engine.connect() as connection:
-        start = int(connection.execute(sa.select(sa.func.max(WINDOWS.c.to_seq))).scalar_one() or 1)
+        start = int(connection.execute(newest).scalar() or 1)
     rows = log.window(start, policy.window_rows, policy.lateness_s, now)
     if len(rows) < policy.minimum_rows:
         return None
-    deadline = float(rows["at"].iloc[0]) + policy.max_age_s
-    in_time = int((rows["at"] <= deadline).sum())
+    age = rows["logged_at"].diff().clip(lower=0.0).fillna(0.0).cumsum()
+    in_time = int((age <= policy.max_age_s).sum())
     if in_time == policy.window_rows:
         return rows
-    if in_time == len(rows) and now - policy.lateness_s <= deadline:
+    silence = max(0.0, now - policy.lateness_s - float(rows["logged_at"].iloc[-1]))
+    if in_time == len(rows) and float(age.iloc[-1]) + silence <= policy.max_age_s:
         return None
     return rows.iloc[: max(in_time, policy.minimum_rows)]
 

@@ -113,6 +113,7 @@ class CameraTraffic:
                     request_id=None,
                     site=str(site[i]),
                     at=START + self.sent * every_s,
+                    logged_at=START + self.sent * every_s,
                     model_version=version,
                     png=png,
                     image_hash=content_hash(png),

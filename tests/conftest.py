@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from fresh_logs import Databases
 from live_service import register_untrained, settings_in
+from postgres import WHAT_TO_DO, Postgres, binaries, postgres
 
 from pipelines import registry
 from pipelines.settings import Settings, load_settings
@@ -46,3 +48,18 @@ def register(settings: Settings) -> Callable[..., registry.Version]:
         return register_untrained(into, seed, key)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL for the whole run."""
+    if binaries() is None:
+        pytest.skip(WHAT_TO_DO)
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Where a test gets new log databases from; a test that takes this runs on both kinds."""
+    return Databases(request.getfixturevalue("server").url if request.param == "postgresql" else None)

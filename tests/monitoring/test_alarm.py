@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from fresh_logs import Databases
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from pydantic import ValidationError
 
 from monitoring import alarm
@@ -21,10 +22,11 @@ ROWS = 100
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    made = connect(f"sqlite:///{tmp_path / 'log.db'}")
-    yield made
-    made.dispose()
+def engine(databases: Databases) -> Iterator[sa.Engine]:
+    with databases.url() as url:
+        made = connect(url)
+        yield made
+        made.dispose()
 
 
 def scope(ratio: float, what: str = "brightness", now: float = 0.10) -> dict[str, Any]:
@@ -185,9 +187,10 @@ class Rules(RuleBasedStateMachine):
 
     policy = AlarmPolicy(cooldown_s=100, per_day=3)
 
-    def __init__(self) -> None:
+    def __init__(self, databases: Databases) -> None:
         super().__init__()
-        self.engine = connect("sqlite://")
+        self.own = ExitStack()
+        self.engine = connect(self.own.enter_context(databases.url()))
         self.now = 1000.0
         self.finished_at = -1e9
         self.made_at: list[float] = []
@@ -241,7 +244,10 @@ class Rules(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.engine.dispose()
+        self.own.close()
 
 
-TestRules = Rules.TestCase
-TestRules.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+def test_the_rules_hold_whatever_monitors_runs_and_reconcilers_do(databases: Databases) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Rules(databases), settings=settings(max_examples=15, stateful_step_count=40, deadline=None)
+    )

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from fresh_logs import fresh_log
+from fresh_logs import Databases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,8 +42,8 @@ NAMES = [content_hash(picture(number)) for number in range(3)]
 
 
 @pytest.fixture
-def log() -> Iterator[TrafficLog]:
-    with fresh_log() as opened:
+def log(databases: Databases) -> Iterator[TrafficLog]:
+    with databases.log() as opened:
         yield opened
 
 
@@ -56,12 +56,12 @@ said = st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["cat", "dog", None
 
 
 @given(said=said)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_versions_are_appended_the_newest_counts_and_the_same_again_changes_nothing(
-    said: list[tuple[int, str | None]],
+    databases: Databases, said: list[tuple[int, str | None]]
 ) -> None:
     """Of each picture someone says a class, or withdraws it (None)."""
-    with fresh_log() as log:
+    with databases.log() as log:
         expected: dict[str, list[tuple[str, bool]]] = {}  # what each case's versions should say
         for number, label in said:
             before, name = rows_of(log), NAMES[number]

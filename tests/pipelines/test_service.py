@@ -25,7 +25,7 @@ from live_service import Serving, serving, settings_in
 from models import artifact
 from models.images import content_hash, decode_png, encode_png, to_tensor
 from monitoring.traffic import TrafficLog
-from pipelines import registry, release, replay, service, serving_batch
+from pipelines import registry, release, replay, service
 from pipelines.partition import plan_sites
 from pipelines.registry import CHAMPION, Version
 from pipelines.settings import Settings
@@ -274,39 +274,6 @@ def test_it_serves_on_while_the_registry_is_down_and_says_so(settings: Settings,
         assert ask(running).json()["model_version"] == 1
         database.write_bytes(whole)
         wait_for(running, lambda body: body["registry"] == "reachable")
-
-
-def test_what_cannot_be_logged_is_not_answered(
-    settings: Settings, register: Register, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "LOG_BUSY_MS", 100)
-    monkeypatch.setattr(serving_batch, "MAX_WAITING_ROWS", 4)
-    release.promote(settings, register(1).number, "first")
-    with serving(settings) as running:
-        running.ready()
-        log = open_log(settings)
-        good = ask(running).json()["prediction_id"]
-        with log.engine.connect() as other:
-            other.exec_driver_sql("BEGIN EXCLUSIVE")
-            locked = ask(running)
-            assert (locked.status_code, locked.json()["error"]["code"]) == (503, "log_unavailable")
-            assert locked.headers["retry-after"] == "2"
-            assert running.client.post("/feedback", json={"prediction_id": good, "label": 1}).status_code == 503
-            with ThreadPoolExecutor(24) as pool:
-                answers = list(pool.map(lambda number: ask(running, number), range(24)))
-            codes = {answer.json()["error"]["code"] for answer in answers}
-            assert codes == {"log_unavailable", "overloaded"}
-            assert all(answer.headers["retry-after"] for answer in answers)
-            other.exec_driver_sql("ROLLBACK")
-        for folder in settings.images.iterdir():
-            folder.rename(settings.home / folder.name)
-        settings.images.rmdir()
-        settings.images.write_text("a file where the image store should be")
-        assert ask(running, 1).json()["error"]["code"] == "log_unavailable"
-        settings.images.unlink()
-        assert ask(running, 2).status_code == 200
-        assert log.count() == 2
-        log.close()
 
 
 # ---- the real process ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 from camera_traffic import START, CameraTraffic
+from fresh_logs import Databases, fresh_log
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from monitoring import alarm
 from monitoring.dashboard import Dashboard
 from monitoring.database import WINDOWS
 from monitoring.drift import DriftPolicy
-from monitoring.traffic import TrafficLog
+from monitoring.traffic import Prediction, TrafficLog
 from pipelines import watch
 from pipelines.settings import Settings, load_settings
 
@@ -214,3 +215,39 @@ def test_young_rows_and_too_few_rows_wait(gaps: tuple[TrafficLog, list[float]]) 
     assert _windows(log, policy, [at[99] + 4.9]) == []
     assert watch.next_window(log, policy, at[99] + 5.1) is not None
     assert watch.next_window(log, DriftPolicy(window_rows=1000, minimum_rows=500), 1e12) is None
+
+
+@given(st.lists(st.sampled_from([0.5, 0.5, 0.5, 300.0, -40_000.0, 40_000.0]), min_size=30, max_size=120))
+@hypothesis_settings(max_examples=10, deadline=None)
+def test_whatever_the_clock_does_every_row_is_in_one_window_and_none_waits_for_ever(steps: list[float]) -> None:
+    """The server's clock may be set back and forward by hours between two rows; the senders' clocks say nothing."""
+    policy = DriftPolicy(window_rows=50, minimum_rows=20, max_age_s=1500, lateness_s=5)
+    with fresh_log() as log:
+        clock, seqs = START, list[int]()
+        for number, step in enumerate(steps):
+            clock += step
+            log.record([stamped(number, clock)])
+        silent = clock + policy.max_age_s + 2 * policy.lateness_s
+        found = _windows(log, policy, [clock, silent, silent + 2 * policy.lateness_s])
+        for low, high in found:
+            assert 20 <= high - low <= 50
+            seqs += range(low, high)
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert len(steps) - len(seqs) < 20  # only too few for a window are left, were the last stamps ever so wrong
+
+
+def stamped(number: int, clock: float) -> Prediction:
+    return Prediction(
+        prediction_id=str(number), request_id=None, site="site-1", at=1.0 if number % 2 else 1e12, model_version=1,
+        png=b"", image_hash="0" * 32, prediction=0, confidence=1.0, probabilities=[1.0], quality=(0.0,) * 5,
+        logged_at=clock,
+    )  # fmt: skip
+
+
+def test_a_clock_that_is_set_back_closes_windows_as_if_nothing_had_been(databases: Databases) -> None:
+    policy = DriftPolicy(window_rows=50, minimum_rows=20, max_age_s=1500, lateness_s=5)
+    with databases.log() as log:
+        for number in range(30):  # a row a minute; after ten of them the clock is set back by ten days
+            log.record([stamped(number, START + 60 * number - (864_000 if number >= 10 else 0))])
+        now = START + 60 * 29 - 864_000
+        assert _windows(log, policy, [now + 60]) == [(1, 28)]  # 26 minutes of the clock, one of the jump
