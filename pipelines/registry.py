@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, FALLBACK = "champion", "challenger", "fallback"
+STEP = "fedloop.step"
+"""The tag that says where a version stands on its way to serving: a step of `monitoring/moves.py`."""
 
 T = TypeVar("T")
 
