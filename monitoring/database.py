@@ -141,6 +141,23 @@ CASE_FINDINGS = Table(
     sqlite_autoincrement=True,
 )
 
+SERVICE_HEALTH = Table(
+    "service_health",  # how each replica of the service fared, some seconds a row; see monitoring/health.py
+    METADATA,
+    Column("replica", String(64), primary_key=True),  # one process of the service, from its start to its end
+    Column("tick", Integer, primary_key=True),
+    Column("version", Integer, primary_key=True),  # of the model; 0: none served
+    Column("at", Float, nullable=False),  # when the tick ended, by the replica's clock
+    Column("answered", Integer, nullable=False),  # requests
+    Column("errors", Integer, nullable=False),
+    Column("unavailable", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("abstained", Integer, nullable=False),  # rows
+    Column("latency", JSON, nullable=False),  # answered requests by bucket of health.LATENCY_EDGES_S
+)
+
+Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
 Index("predictions_request", PREDICTIONS.c.request_id)
@@ -153,6 +170,7 @@ __all__ = [
     "MOVES",
     "PREDICTIONS",
     "PROMOTIONS",
+    "SERVICE_HEALTH",
     "SHADOW_PREDICTIONS",
     "WINDOWS",
     "connect",

@@ -29,6 +29,7 @@ from pipelines import serving_wire as wire
 from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
 from pipelines.serving_door import Door
+from pipelines.serving_health import VERSION_HEADER, HealthCounter
 from pipelines.serving_metrics import Metrics
 from pipelines.serving_model import ChampionWatcher
 from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImageQuery, ImagesQuery, PredictBody, Refusal, RequestId
@@ -52,11 +53,22 @@ def create_app(settings: Settings) -> FastAPI:
     log = _open_log(settings)
     metrics = Metrics()
     watcher = ChampionWatcher(settings, metrics.swapped)
-    batcher = Batcher(log, lambda: watcher.served, watcher.why_none, metrics.logged)
+    health = HealthCounter(log.engine, lambda: watcher.served.version.number if watcher.served else 0)
+
+    def logged(rows: Sequence[Prediction]) -> None:
+        metrics.logged(rows)
+        health.logged(rows)
+
+    def answered(path: str, status: int, seconds: float, version: int | None) -> None:
+        metrics.answered(path, status, seconds)
+        health.answered(path, status, seconds, version)
+
+    batcher = Batcher(log, lambda: watcher.served, watcher.why_none, logged)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(watcher.follow())]
+        tasks.append(asyncio.create_task(health.follow()))
         yield
         # Here every request is answered already: the server waits for them before it ends the lifespan.
         for each in tasks:
@@ -67,7 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The documentation pages would load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, types=TYPES, on_answer=metrics.answered)
+    app.add_middleware(Door, types=TYPES, on_answer=answered)
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
     app.include_router(desk.create_router(settings))
@@ -83,18 +95,23 @@ def create_app(settings: Settings) -> FastAPI:
             "model_version": row.model_version,
         }
 
+    def respond(rows: Sequence[Prediction], listed: bool) -> JSONResponse:
+        answers = [answer(row) for row in rows]
+        headers = {VERSION_HEADER: str(rows[0].model_version)}
+        return JSONResponse({"predictions": answers} if listed else answers[0], headers=headers)
+
     @app.post("/predict")
     async def predict(body: PredictBody) -> JSONResponse:
         """Predict on one image (`pixels`) or several (`instances`)."""
-        answers = [answer(row) for row in await batcher.predict(wire.rows_from_json(body, task.input))]
-        return JSONResponse(answers[0] if body.instances is None else {"predictions": answers})
+        rows = await batcher.predict(wire.rows_from_json(body, task.input))
+        return respond(rows, listed=body.instances is not None)
 
     @app.post("/predict/image", openapi_extra=wire.described(ImageQuery))
     async def predict_image(request: Request) -> JSONResponse:
         """Predict on one image file, sent as the body."""
         query = wire.from_query(ImageQuery, request.query_params)
         rows = wire.rows_from_files([await request.body()], task.input, query.site, query.at, [query.request_id])
-        return JSONResponse(answer((await batcher.predict(rows))[0]))
+        return respond(await batcher.predict(rows), listed=False)
 
     @app.post("/predict/images", openapi_extra=wire.described(ImagesQuery))
     async def predict_images(
@@ -106,7 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
         query = wire.from_query(ImagesQuery, request.query_params)
         data = [await file.read() for file in files]
         rows = wire.rows_from_files(data, task.input, query.site, query.at, request_id or [None] * len(data))
-        return JSONResponse({"predictions": [answer(row) for row in await batcher.predict(rows)]})
+        return respond(await batcher.predict(rows), listed=True)
 
     @app.post("/feedback")
     async def feedback(body: Annotated[FeedbackBody, Body()]) -> JSONResponse:

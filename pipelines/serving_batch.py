@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from models.images import content_hash, encode_png
 from models.quality import quality
 from monitoring.traffic import Prediction, TrafficLog
+from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
 
@@ -78,7 +79,7 @@ class Batcher:
             try:
                 result = await loop.run_in_executor(self._thread, self._predict_and_log, rows)
             except Exception as error:  # the queue outlives every failure
-                result = _refusal(error)
+                result = _refusal(error, self._served())
             self._waiting -= len(rows)
             start = 0
             for work in batch:
@@ -148,9 +149,15 @@ class Batcher:
         return predictions
 
 
-def _refusal(error: Exception) -> Exception:
-    if isinstance(error, Refusal):
-        return error
+def _refusal(error: Exception, served: ServedModel | None) -> Refusal:
+    """What the clients of a batch that failed are told, with the version under which it did."""
+    refusal = error if isinstance(error, Refusal) else _failure(error)
+    if served is not None:
+        refusal.headers[VERSION_HEADER] = str(served.version.number)
+    return refusal
+
+
+def _failure(error: Exception) -> Refusal:
     if isinstance(error, sa.exc.SQLAlchemyError | OSError):
         first = str(error).partition("\n")[0]
         logger.error("the traffic log cannot be written, so nothing is answered: %s", first)
@@ -161,4 +168,4 @@ def _refusal(error: Exception) -> Exception:
             retry_after_s=2,
         )
     logger.error("a batch failed", exc_info=error)
-    return error
+    return Refusal(500, "internal", f"the service failed ({type(error).__name__}); its log says more")

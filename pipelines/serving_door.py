@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 
+from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_wire import Refusal
 
 MAX_BODY_BYTES = 8 * 2**20
@@ -23,19 +24,20 @@ MAX_IN_FLIGHT = 512
 # and the client would see that instead of the refusal.
 _DRAIN_BYTES = 64 * 2**20
 _DRAIN_S = 3.0
+_VERSION = VERSION_HEADER.encode()
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[Message], Any]
+OnAnswer = Callable[[str, int, float, int | None], None]
 
 
 class Door:
-    """types: the content types each path takes. on_answer(path, status, seconds) is called for every answer."""
+    """types: the content types each path takes. on_answer(path, status, seconds, version) is called for every answer;
+    version: of the model behind it, None where the answer names none."""
 
-    def __init__(
-        self, app: Any, types: Mapping[str, Sequence[str]], on_answer: Callable[[str, int, float], None]
-    ) -> None:
+    def __init__(self, app: Any, types: Mapping[str, Sequence[str]], on_answer: OnAnswer) -> None:
         self._app, self._types, self._on_answer = app, types, on_answer
         self._in_flight = 0
 
@@ -45,6 +47,7 @@ class Door:
             return
         began = time.perf_counter()
         status, read = 500, 0
+        version: int | None = None
 
         async def counted_receive() -> Message:
             nonlocal read
@@ -54,11 +57,13 @@ class Door:
             return {"type": "http.disconnect"} if read > MAX_BODY_BYTES else message
 
         async def noted_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, version
             if read > MAX_BODY_BYTES:
                 return
             if message["type"] == "http.response.start":
                 status = message["status"]
+                named = [value for key, value in message["headers"] if key == _VERSION]
+                version = int(named[0]) if named else None
             await send(message)
 
         self._in_flight += 1
@@ -73,7 +78,7 @@ class Door:
             await _refuse(refusal, receive, send)
         finally:
             self._in_flight -= 1
-            self._on_answer(scope["path"], status, time.perf_counter() - began)
+            self._on_answer(scope["path"], status, time.perf_counter() - began, version)
 
     def _check(self, scope: Scope) -> None:
         headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
