@@ -43,6 +43,10 @@ class Metrics:
         self._rows = Counter("fedloop_log_rows", "Rows written to the traffic log", registry=self._registry)
         self._swaps = Counter("fedloop_swaps", "Changes of the model that serves", registry=self._registry)
         self._version = Gauge("fedloop_model_version", "The version that serves; 0: none", registry=self._registry)
+        self._beside = Counter(
+            "fedloop_shadow_rows", "Rows predicted beside the answer", ["version"], registry=self._registry
+        )
+        self._shed = Counter("fedloop_shadow_shed", "Rows that shadow had no time for", registry=self._registry)
         self._sites: set[str] = set()
 
     def answered(self, path: str, status: int, seconds: float) -> None:
@@ -61,6 +65,12 @@ class Metrics:
     def swapped(self, served: ServedModel | None) -> None:
         self._swaps.inc()
         self._version.set(0 if served is None else served.version.number)
+
+    def beside(self, version: int, rows: int) -> None:
+        self._beside.labels(str(version)).inc(rows)
+
+    def shed(self, rows: int) -> None:
+        self._shed.inc(rows)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -188,7 +188,7 @@ def against(seen: Evidence, policy: ReleaseSettings) -> str:
     if seen.error_low > policy.error_margin:
         return f"it failed on {seen.failed} of {seen.rows} rows"
     if seen.labelled >= policy.first_rows and seen.gain_high < -policy.score_margin:
-        return f"it is right on {seen.score:.3f} of {seen.labelled} labelled rows, and the other on {seen.score_before:.3f}"
+        return f"it is right on {seen.score:.3f} of {seen.labelled} labels, and the other on {seen.score_before:.3f}"
     if seen.labelled < policy.first_rows and seen.agreement_high < policy.minimum_agreement:
         return f"it agrees with the other on {seen.agreement:.2f} of {seen.rows} rows only"
     if seen.slower > policy.latency_ratio:

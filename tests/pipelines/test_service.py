@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -25,7 +26,7 @@ from live_service import Serving, serving, settings_in
 from models import artifact
 from models.images import content_hash, decode_png, encode_png, to_tensor
 from monitoring.traffic import TrafficLog
-from pipelines import registry, release, replay, service, serving_batch
+from pipelines import packing, registry, release, replay, service, serving_batch
 from pipelines.partition import plan_sites
 from pipelines.registry import CHAMPION, Version
 from pipelines.settings import Settings
@@ -239,7 +240,9 @@ def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_serves_on(
         # Other classes under the same shapes: only what the version says of itself tells.
         folder = registry.fetch(settings, register(3).number)
         tensors, words = artifact.read(folder)
+        origin = json.loads((folder / "origin.json").read_text())["origin"]
         artifact.save(folder, "digits", tensors, words | {"classes": '["a", "b"]'})
+        packing.seal(folder, origin)
         release.promote(settings, 3, "other classes")
         said = wait_for(running, lambda body: "version 3" in (body.get("refused") or ""))
         assert "its classes is" in said["refused"]

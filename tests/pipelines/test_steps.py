@@ -93,7 +93,7 @@ def test_a_good_version_goes_through_every_step_and_settles(settings: Settings, 
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        ([BAD] * 40, "it is right on 0.000 of 40 labelled rows, and the other on 1.000"),
+        ([BAD] * 40, "it is right on 0.000 of 40 labels, and the other on 1.000"),
         ([(False, None, 1, None)] * 5 + [SAME] * 35, "it failed on 5 of 40 rows"),
         ([(False, 1, 0, None)] * 90, "it agrees with the other on 0.00 of 90 rows only"),
     ],
