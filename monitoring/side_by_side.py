@@ -19,6 +19,8 @@ from monitoring.database import LABELS, PREDICTIONS, SHADOW_PREDICTIONS
 
 NEWEST_ROWS = 5000
 """Pairs that are judged, newest first, and one tenth of the log's rows that are looked through for them."""
+TIMED_BATCHES = 8
+"""Fewer say nothing of speed: on a busy machine one batch may take ten times as long as the next."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Evidence:
 
     rows: both predicted, or one failed. answered: of them by `new`. failed: rows that `new` failed on. labelled: rows
     with a label on which both answered. score, score_before: their shares of right answers. gain: the difference,
-    gain_high what it is at most, at the confidence asked for. slower: median time of `new` over that of `old`.
+    gain_high what it is at most, at the confidence asked for. slower: time of `new` over that of `old`, the median of
+    the batches that were timed; slower_low: three of four batches were slower than this.
     """
 
     rows: int
@@ -43,6 +46,7 @@ class Evidence:
     error_share: float
     error_low: float
     slower: float
+    slower_low: float
 
     def figures(self) -> dict[str, Any]:
         """As a row of the ledger keeps it: rounded, without what is not known."""
@@ -96,6 +100,7 @@ def pairs(engine: sa.Engine, new: int, old: int, from_seq: int, rows: int = NEWE
 def weigh(seen: pd.DataFrame, new: int, confidence: float) -> Evidence:
     """The evidence of `pairs`; bounds are Clopper & Pearson's (Biometrika 1934), one-sided at `confidence`."""
     failed = seen["new"].isna()
+    times = seen["slower"].dropna().unique()  # the rows of a batch share theirs
     both = seen[~failed & seen["old"].notna()]
     agree = int((both["new"] == both["old"]).sum())
     known = both[both["label"].notna()]
@@ -118,7 +123,8 @@ def weigh(seen: pd.DataFrame, new: int, confidence: float) -> Evidence:
         gain_high=gain_high,
         error_share=_share(int(failed.sum()), len(seen)),
         error_low=_bound(int(failed.sum()), len(seen), confidence, "low"),
-        slower=float(seen["slower"].median()) if seen["slower"].notna().any() else math.nan,
+        slower=float(np.median(times)) if len(times) >= TIMED_BATCHES else math.nan,
+        slower_low=float(np.quantile(times, 0.25)) if len(times) >= TIMED_BATCHES else math.nan,
     )
 
 

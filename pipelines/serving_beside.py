@@ -27,7 +27,7 @@ from pipelines.serving_model import ServedModel
 WAITING_BATCHES = 64
 FLUSH_ROWS = 256
 FLUSH_S = 0.5
-TIMED_EVERY = 8  # batches; both versions predict them, and their times are compared
+TIMED_EVERY = 4  # batches; both versions predict them, and their times are compared
 
 _DIGITS = 6
 

@@ -191,6 +191,6 @@ def against(seen: Evidence, policy: ReleaseSettings) -> str:
         return f"it is right on {seen.score:.3f} of {seen.labelled} labels, and the other on {seen.score_before:.3f}"
     if seen.labelled < policy.first_rows and seen.agreement_high < policy.minimum_agreement:
         return f"it agrees with the other on {seen.agreement:.2f} of {seen.rows} rows only"
-    if seen.slower > policy.latency_ratio:
+    if seen.slower_low > policy.latency_ratio:
         return f"it takes {seen.slower:.1f} times as long as the other on the same rows"
     return ""

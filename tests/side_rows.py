@@ -17,7 +17,7 @@ label."""
 
 def fill(log: TrafficLog, rows: list[Row], new: int, old: int, slower: float | None = None) -> None:
     values, beside, labels = [], [], []
-    for by_new, said, before, label in rows:
+    for number, (by_new, said, before, label) in enumerate(rows):
         by_new = by_new and said is not None
         name = str(uuid.uuid4())
         values.append(
@@ -31,7 +31,7 @@ def fill(log: TrafficLog, rows: list[Row], new: int, old: int, slower: float | N
             {
                 "prediction_id": name, "model_version": old if by_new else new,
                 "prediction": before if by_new else said, "probabilities": [], "at": 2.0,
-                "slower": slower and (1 / slower if by_new else slower),
+                "slower": slower and (slower + 0.001 * number) ** (-1 if by_new else 1),
             }
         )  # fmt: skip
         labels += [] if label is None else [Label(name, label, "clinic", 3.0)]

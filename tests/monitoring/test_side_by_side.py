@@ -30,7 +30,7 @@ def test_who_answered_makes_no_difference_to_what_is_found(rows: list[Row]) -> N
     assert found.failed == len(rows) - len(both)
     assert found.answered == sum(by_new and new is not None for by_new, new, _, _ in rows)
     assert found.labelled == len(known)
-    assert not rows or found.slower == pytest.approx(3.0)
+    assert math.isnan(found.slower) if len(rows) < 8 else 3.0 <= found.slower_low <= found.slower <= 3.05
     if both:
         assert found.agreement == pytest.approx(np.mean([new == old for new, old, _ in both]))
         assert found.agreement <= found.agreement_high

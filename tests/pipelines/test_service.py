@@ -4,13 +4,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from live_service import Serving, serving, settings_in
+from live_service import Serving, free_port, process, serving, settings_in
 
 from models import artifact
 from models.images import content_hash, decode_png, encode_png, to_tensor
@@ -313,30 +310,6 @@ def test_what_cannot_be_logged_is_not_answered(
 
 
 # ---- the real process ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def process(settings: Settings, port: int) -> Iterator[subprocess.Popen[str]]:
-    started = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.service"],
-        env=os.environ | settings.environment() | {"FEDLOOP_PORTS__SERVICE": str(port)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield started
-    finally:
-        started.kill()
-        started.wait()
-        if started.stderr:
-            started.stderr.close()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_a_port_in_use_is_one_sentence_and_exit_code_2(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
