@@ -108,21 +108,21 @@ def weigh(seen: pd.DataFrame, new: int, confidence: float) -> Evidence:
     won, lost = int((right & ~before).sum()), int((before & ~right).sum())
     labelled = len(known)
     # Only rows on which one is right and the other wrong tell them apart.
-    lost_low = _bound(lost, won + lost, confidence, "low")
+    lost_low = bound(lost, won + lost, confidence, "low")
     gain_high = math.nan if not labelled else 0.0 if not won + lost else (won + lost) / labelled * (1 - 2 * lost_low)
     return Evidence(
         rows=len(seen),
         answered=int((seen["answered_by"] == new).sum()),
         failed=int(failed.sum()),
         agreement=_share(agree, len(both)),
-        agreement_high=_bound(agree, len(both), confidence, "high"),
+        agreement_high=bound(agree, len(both), confidence, "high"),
         labelled=labelled,
         score=_share(int(right.sum()), labelled),
         score_before=_share(int(before.sum()), labelled),
         gain=_share(won - lost, labelled),
         gain_high=gain_high,
         error_share=_share(int(failed.sum()), len(seen)),
-        error_low=_bound(int(failed.sum()), len(seen), confidence, "low"),
+        error_low=bound(int(failed.sum()), len(seen), confidence, "low"),
         slower=float(np.median(times)) if len(times) >= TIMED_BATCHES else math.nan,
         slower_low=float(np.quantile(times, 0.25)) if len(times) >= TIMED_BATCHES else math.nan,
     )
@@ -132,7 +132,8 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def _bound(part: int, whole: int, confidence: float, side: Literal["low", "high"]) -> float:
+def bound(part: int, whole: int, confidence: float, side: Literal["low", "high"]) -> float:
+    """One-sided bound of a share of which `part` of `whole` were seen; NaN of nothing."""
     from scipy.stats import beta
 
     if not whole:

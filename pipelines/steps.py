@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from monitoring import moves
+from monitoring import health, moves
+from monitoring.health import Health
 from monitoring.moves import BESIDE, CANARY, CHAMPION, ENDED, HELD, ROLLED_BACK, SETTLED, SHADOW, Move
-from monitoring.side_by_side import Evidence, pairs, weigh
+from monitoring.side_by_side import Evidence, bound, pairs, weigh
 from pipelines import registry, release
 from pipelines.registry import CHALLENGER, FALLBACK, STEP
 from pipelines.settings import ReleaseSettings, Settings
@@ -101,7 +102,7 @@ def _probation(settings: Settings, engine: sa.Engine, now: float) -> list[str]:
         if fallback is None:
             release.stand(settings, engine, last.version, SETTLED, "there is no version to roll back to")
             continue
-        seen = look(settings, engine, last, fallback.number)
+        seen = look(settings, engine, last, fallback.number, now)
         if seen.against:
             release.rollback(settings, f"by itself: {seen.against}", seen.figures)
             return [f"version {last.version} is rolled back to {fallback.number}: {seen.against}"]
@@ -121,9 +122,11 @@ def _beside(settings: Settings, engine: sa.Engine, now: float) -> list[str]:
     if champion is None or not beside:
         return []
     last = beside[-1]
-    seen = look(settings, engine, last, champion.number)
+    seen = look(settings, engine, last, champion.number, now)
     if not seen.against and now - last.at >= policy.patience_s:
-        seen = Look(seen.all, f"too little was seen of it within {policy.patience_s / 3600:.0f} hours ({seen.says})")
+        seen = replace(
+            seen, against=f"too little was seen of it within {policy.patience_s / 3600:.0f} hours ({seen.says})"
+        )
     if seen.against:
         release.stand(settings, engine, last.version, HELD, seen.against, seen.figures)
         return [f"version {last.version} is held in {last.to_step}: {seen.against}"]
@@ -148,14 +151,20 @@ def _beside(settings: Settings, engine: sa.Engine, now: float) -> list[str]:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a version since its last move. against: why it may not go on; empty: nothing."""
+    """What is known of a version since its last move. against: why it may not go on; empty: nothing.
+
+    asked: how its own requests fared.
+    """
 
     all: Evidence
+    asked: Health
     against: str
 
     @property
     def figures(self) -> dict[str, Any]:
-        return self.all.figures()
+        counts = self.asked.counts
+        told = {"errors": counts.errors, "abstained": counts.abstained, "p99_s": self.asked.latency_s(0.99)}
+        return self.all.figures() | {name: round(value, 4) for name, value in told.items() if value == value}
 
     @property
     def says(self) -> str:
@@ -171,14 +180,17 @@ class Look:
         return ", ".join(parts)
 
 
-def look(settings: Settings, engine: sa.Engine, last: Move, other: int) -> Look:
+def look(settings: Settings, engine: sa.Engine, last: Move, other: int, now: float) -> Look:
     """A version beside another since its last move: all rows, and the newest window's alone, which nothing dilutes."""
-    policy = settings.release
+    policy, span = settings.release, now - last.at
     seen = pairs(engine, last.version, other, last.from_seq)
     every, newest = (
         weigh(rows, last.version, policy.score_confidence) for rows in (seen, seen.head(settings.drift.window_rows))
     )
-    return Look(every, against(every, policy) or against(newest, policy))
+    # In canary the other one answers at the same time, on probation it answered before.
+    asked = health.health(engine, last.at, now, last.version)
+    before = health.health(engine, last.at - span, now, other)
+    return Look(every, asked, against(every, policy) or against(newest, policy) or fares_worse(asked, before, policy))
 
 
 def against(seen: Evidence, policy: ReleaseSettings) -> str:
@@ -193,4 +205,16 @@ def against(seen: Evidence, policy: ReleaseSettings) -> str:
         return f"it agrees with the other on {seen.agreement:.2f} of {seen.rows} rows only"
     if seen.slower_low > policy.latency_ratio:
         return f"it takes {seen.slower:.1f} times as long as the other on the same rows"
+    return ""
+
+
+def fares_worse(asked: Health, before: Health, policy: ReleaseSettings) -> str:
+    """The same of how its requests fared, against those of the other version."""
+    counts = asked.counts
+    for part, whole, usual, margin, what in (
+        (counts.errors, counts.answered + counts.errors, before.error_share, policy.error_margin, "requests failed"),
+        (counts.abstained, counts.rows, before.abstained_share, policy.abstain_margin, "rows were abstained from"),
+    ):
+        if whole >= policy.first_rows and bound(part, whole, policy.score_confidence, "low") > (usual or 0.0) + margin:
+            return f"{part} of {whole} {what}, with the other version {usual or 0.0:.1%}"
     return ""

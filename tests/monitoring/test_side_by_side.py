@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from side_rows import Row, fill
 
-from monitoring.side_by_side import pairs, weigh
+from monitoring.side_by_side import bound, pairs, weigh
 
 OLD, NEW = 4, 7
 
@@ -54,12 +54,10 @@ def test_few_labels_prove_little_and_many_prove_a_loss() -> None:
 
 def test_a_bound_is_broken_as_seldom_as_it_says() -> None:
     """The true gain is -10 points: a claim that it is lower still may come in one of a hundred samples."""
-    from monitoring.side_by_side import _bound
-
     draw, broken = np.random.default_rng(0), 0
     for _ in range(2000):
         differ = int(draw.binomial(200, 0.3))
         lost = int(draw.binomial(differ, 2 / 3))
-        high = differ / 200 * (1 - 2 * _bound(lost, differ, 0.99, "low"))
+        high = differ / 200 * (1 - 2 * bound(lost, differ, 0.99, "low"))
         broken += high < 0.3 * (1 - 2 * 2 / 3) * differ / (200 * 0.3)
     assert broken <= 0.015 * 2000

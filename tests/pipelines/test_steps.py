@@ -12,7 +12,8 @@ from live_service import register_untrained, settings_in
 from side_rows import Row, fill
 
 from models.errors import Missing
-from monitoring import moves
+from monitoring import health, moves
+from monitoring.health import Counts, Tick
 from monitoring.traffic import TrafficLog
 from pipelines import registry, release, steps
 from pipelines.registry import CHALLENGER, CHAMPION, FALLBACK, STEP
@@ -129,6 +130,26 @@ def test_a_slow_version_is_held(settings: Settings, log: TrafficLog) -> None:
     assert steps.advance(settings) == [
         "version 2 is held in shadow: it takes 2.5 times as long as the other on the same rows"
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "before", "why"),
+    [
+        (Counts(answered=95, errors=5), Counts(answered=100), "5 of 100 requests failed, with the other version 0.0%"),
+        (Counts(answered=95, errors=5), Counts(answered=95, errors=5), ""),
+        (Counts(rows=100, abstained=30), Counts(rows=100, abstained=2), "30 of 100 rows were abstained from"),
+        (Counts(rows=100, abstained=8), Counts(rows=100, abstained=2), ""),
+    ],
+)
+def test_a_champion_whose_requests_fare_worse_is_rolled_back(
+    settings: Settings, log: TrafficLog, counts: Counts, before: Counts, why: str
+) -> None:
+    promoted = time.time()
+    health.record(log.engine, [Tick("replica", 1, promoted - 5.0, {1: before})])
+    release.promote(settings, 2, "by hand")
+    health.record(log.engine, [Tick("replica", 2, time.time() + 1.0, {2: counts})])
+    said = steps.advance(settings, time.time() + 60.0)
+    assert (why in said[0] and path(log)[-1] == "rolled back") if why else said == []
 
 
 def test_what_turns_bad_late_is_seen_in_the_newest_window(settings: Settings, log: TrafficLog) -> None:
