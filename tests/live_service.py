@@ -116,10 +116,11 @@ def serving(settings: Settings) -> Iterator[Serving]:
 
 
 @contextmanager
-def process(settings: Settings, port: int) -> Iterator[subprocess.Popen[str]]:
+def process(settings: Settings, port: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The service as a process of its own, killed at the end."""
     started = subprocess.Popen(
         [sys.executable, "-m", "pipelines.service"],
-        env=os.environ | settings.environment() | {"FEDLOOP_PORTS__SERVICE": str(port)},
+        env=os.environ | settings.environment() | {"FEDLOOP_PORTS__SERVICE": str(port)} | environment,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
