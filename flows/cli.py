@@ -212,10 +212,35 @@ def promote(
 def rollback(
     task: TaskName = "digits", reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand"
 ) -> None:
-    """Make the fallback, the version that served before, champion again."""
+    """Make the fallback, the version that served before, champion again; the service follows within seconds.
+
+    A champion on probation that errs, fails or slows down against the one before it is rolled back without being asked.
+    """
     from pipelines import release
 
     typer.echo(f"version {release.rollback(_settings(task), reason)} is champion again")
+
+
+@app.command()
+def hold(
+    task: TaskName = "digits", reason: Annotated[str, typer.Option(help="goes into the ledger")] = "by hand"
+) -> None:
+    """Take the version in shadow or canary out of it: the champion answers alone."""
+    from pipelines import release
+
+    typer.echo(f"version {release.hold(_settings(task), reason)} is held")
+
+
+@app.command()
+def release(task: TaskName = "digits") -> None:
+    """Look once at the versions on their way from shadow to champion and move, hold or roll back what is due."""
+    from flows.console import CONSOLE
+    from flows.overview import moves_table
+    from pipelines import steps
+
+    settings = _settings(task)
+    steps.advance(settings)
+    CONSOLE.print(moves_table(settings))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from flows.processes import ProcessState
 from models.errors import Missing
-from monitoring import alarm
+from monitoring import alarm, moves
 from monitoring.database import connect
 from pipelines import registry
 from pipelines.diagnose import Diagnosis, errors_told
@@ -46,6 +46,8 @@ def loop_table(settings: Settings) -> Table:
         shown.add_row(alias, f"version {version.number}: {version.tags.get('fedloop.gate', '')}" if version else "none")
     settings.folder.mkdir(parents=True, exist_ok=True)
     engine = connect(settings.database_url)
+    for move in [move for move in moves.standing(engine).values() if move.to_step in moves.OPEN]:
+        shown.add_row(f"in {move.to_step}", f"version {move.version}, for {(time.time() - move.at) / 60:.0f} minutes")
     windows = alarm.windows(engine)
     odd = int(windows["odd"].sum()) if len(windows) else 0
     shown.add_row("windows", f"{len(windows)} looked at, {odd} odd")
@@ -53,6 +55,18 @@ def loop_table(settings: Settings) -> Table:
         age = (time.time() - decision.created_at) / 60
         what = decision.outcome or decision.evidence.get("sentence", "")
         shown.add_row(f"decision {decision.decision}", f"{decision.state}, {age:.0f} minutes ago: {what}")
+    return shown
+
+
+def moves_table(settings: Settings) -> Table:
+    """The last moves of versions on their way to serving, and why."""
+    columns = ("when", "version", "from", "to", "reason")
+    shown = Table(*columns, title=f"releases of {settings.model_name}", title_justify="left")
+    engine = connect(settings.database_url)
+    for move in moves.history(engine)[-12:]:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(move.at))
+        shown.add_row(when, str(move.version), move.from_step or "", move.to_step, move.reason)
+    engine.dispose()
     return shown
 
 

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.claims import claimed
 from flows.console import tell_log
-from pipelines import challenger, diagnose, gather, loop
+from pipelines import challenger, diagnose, gather, loop, release
 from pipelines.settings import load_settings
 
 # The steps are idempotent by the content of their inputs, so a retry or a second run costs what is really new;
@@ -43,4 +43,4 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
         outcome = step(challenger.decide, name="release")(settings, version, found.verdict, cause)
         step(diagnose.tell_causes, name="diagnose")(settings, version.number)
         work.finish(outcome)
-        return int(version.number) if found.verdict.passed else material.parent
+        return release.champion(settings)

@@ -39,12 +39,14 @@ def deployments(settings: Settings) -> list[RunnerDeployment]:
     from flows.monitor import monitor
     from flows.reconcile import reconcile
     from flows.retrain import retrain
+    from flows.steps import release
 
-    every, live = settings.retrain, settings.stage == "live"
+    every, live, steps = settings.retrain, settings.stage == "live", settings.steps
     return [
         deployment(settings, retrain, Cron(every.cron) if live else None, on_drift=True),
         deployment(settings, monitor, Interval(timedelta(seconds=every.monitor_interval_s)) if live else None),
         deployment(settings, reconcile, Interval(timedelta(seconds=every.reconcile_interval_s))),
+        deployment(settings, release, Interval(timedelta(seconds=settings.release.interval_s)) if steps else None),
     ]
 
 

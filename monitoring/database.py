@@ -115,6 +115,33 @@ PROMOTIONS = Table(
     sqlite_autoincrement=True,
 )
 
+MOVES = Table(
+    "release_moves",  # shadow, canary, champion and what ends them; a version's newest move says where it stands
+    METADATA,
+    Column("move", Integer, primary_key=True, autoincrement=True),
+    Column("version", Integer, nullable=False),
+    Column("number", Integer, nullable=False),  # of the version's moves, from 1
+    Column("from_step", String(16)),
+    Column("to_step", String(16), nullable=False),
+    Column("from_seq", Integer, nullable=False),  # the predictions behind it in the log: evidence counts from here
+    Column("at", Float, nullable=False),
+    Column("reason", String(400), nullable=False),
+    Column("figures", JSON, nullable=False),
+    UniqueConstraint("version", "number"),  # of two who write the next move at once, one is passed over
+    sqlite_autoincrement=True,
+)
+
+SHADOW_PREDICTIONS = Table(
+    "shadow_predictions",  # what a version that did not answer a request would have answered; append-only
+    METADATA,
+    Column("prediction_id", String(36), primary_key=True),
+    Column("model_version", Integer, primary_key=True),
+    Column("prediction", Integer),  # None: the version failed on this row
+    Column("probabilities", JSON, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("slower", Float),  # its time over the other version's on the same batch, where both were taken
+)
+
 CASES = Table(
     "cases",  # what customers expect: a correction and a withdrawal are further versions, nothing is updated
     METADATA,
@@ -182,9 +209,11 @@ __all__ = [
     "DECISIONS",
     "LABELS",
     "METADATA",
+    "MOVES",
     "PREDICTIONS",
     "PROMOTIONS",
     "SERVICE_HEALTH",
+    "SHADOW_PREDICTIONS",
     "SILENCES",
     "WINDOWS",
     "connect",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import registry, release
+from pipelines import registry, steps
 from pipelines.cases import ask_cases, keep_report
 from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
@@ -114,12 +114,11 @@ def label_history(settings: Settings, parent: int | None, labelled: Labelled | N
 
 
 def decide(settings: Settings, version: registry.Version, verdict: Verdict, cause: str) -> str:
-    """Promote the challenger if the gate let it pass; returns what was done, in a sentence."""
+    """Release the challenger if the gate let it pass; returns what was done, in a sentence."""
     if not verdict.passed:
         outcome = f"version {version.number} stays challenger: {verdict}"
     else:
-        release.promote(settings, version.number, f"{cause}: {verdict}")
-        outcome = f"version {version.number} is champion ({cause})"
+        outcome = f"{steps.begin(settings, version.number, f'{cause}: {verdict}')} ({cause})"
     LOG.info("release: %s", outcome)
     return outcome
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from pipelines.settings import Settings
 
 SUMMARY = "summary.npz"
 """The file of a version that holds its federated data summary."""
+
+
+_SEAL = "origin.json"
 
 
 class Predictor:
@@ -73,3 +77,22 @@ def lay_out(
         if not path.is_file():
             raise Missing(f"there is no file {path} to register with the model")
         shutil.copyfile(path, data / name)
+
+
+def seal(folder: Path, origin: str) -> None:
+    """Note in a downloaded version's folder where it came from and what its files' checksums are."""
+    (folder / _SEAL).write_text(json.dumps({"origin": origin, "files": _checksums(folder)}))
+
+
+def intact(folder: Path, origin: str | None = None) -> bool:
+    """Whether the folder's files are those that were sealed, and came from that origin (None: from any)."""
+    try:
+        sealed = json.loads((folder / _SEAL).read_text())
+        return origin in (None, sealed["origin"]) and sealed["files"] == _checksums(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _SEAL]
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, FALLBACK = "champion", "challenger", "fallback"
+STEP = "fedloop.step"
+"""The tag that says where a version stands on its way to serving: a step of `monitoring/moves.py`."""
 
 T = TypeVar("T")
 
 _DATA = "data"
-_ORIGIN = "origin.json"
 _REQUIREMENTS = ("torch", "safetensors", "numpy", "pandas", "pillow", "scipy", "scikit-learn")
 
 
@@ -115,7 +116,7 @@ def versions(settings: Settings) -> list[Version]:
 
 
 def fetch(settings: Settings, number: int) -> Path:
-    """A local folder with the version's files; downloaded once.
+    """A local folder with the version's files; downloaded once, and again where a file is not what it was.
 
     Raises:
         Missing: there is no such version, or the registry does not answer.
@@ -126,7 +127,7 @@ def fetch(settings: Settings, number: int) -> Path:
         if origin is None:
             raise Missing(f"the registry has no version {number} of {settings.model_name!r}")
         # A registry that was thrown away counts from 1 again: the number alone does not name the weights.
-        if (folder / _ORIGIN).is_file() and json.loads((folder / _ORIGIN).read_text()) == origin:
+        if packing.intact(folder, origin):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / "fetch.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as part:
@@ -134,7 +135,7 @@ def fetch(settings: Settings, number: int) -> Path:
 
             there_is = download_artifacts(artifact_uri=origin, dst_path=part, tracking_uri=settings.registry_uri)
             data = Path(there_is) / _DATA / _DATA
-            (data / _ORIGIN).write_text(json.dumps(origin))
+            packing.seal(data, origin)
             shutil.rmtree(folder, ignore_errors=True)
             data.rename(folder)
     return folder

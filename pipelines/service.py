@@ -30,6 +30,7 @@ from pipelines import serving_cases
 from pipelines import serving_wire as wire
 from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
+from pipelines.serving_beside import Shadow
 from pipelines.serving_door import Door
 from pipelines.serving_health import VERSION_HEADER, HealthCounter
 from pipelines.serving_metrics import Metrics
@@ -63,11 +64,13 @@ def create_app(settings: Settings) -> FastAPI:
     def logged(rows: Sequence[Prediction]) -> None:
         metrics.logged(rows)
         health.logged(rows)
+        shadow.offer(rows)
 
     def answered(path: str, status: int, seconds: float, version: int | None) -> None:
         metrics.answered(path, status, seconds)
         health.answered(path, status, seconds, version)
 
+    shadow = Shadow(log.engine, lambda: watcher.served, metrics.beside, metrics.shed)
     batcher = Batcher(net, lambda: watcher.served, watcher.why_none, logged)
 
     @asynccontextmanager
@@ -80,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
             each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         batcher.close()
+        await asyncio.to_thread(shadow.close)
         net.close()
         log.close()
 
@@ -186,8 +190,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
-    refused = watcher.refused
+    refused, beside = watcher.refused or watcher.refused_beside, watcher.served.beside if watcher.served else None
     return {
+        "beside": None if beside is None else f"version {beside.model.version.number} ({beside.step})",
         "registry": watcher.problem or "reachable",
         "refused": refused and f"version {refused[0].number}: {refused[1]}",
     }

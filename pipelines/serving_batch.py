@@ -19,6 +19,7 @@ from models.images import content_hash, encode_png
 from models.quality import quality
 from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Prediction
+from pipelines.serving_beside import answer
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
@@ -123,10 +124,10 @@ class Batcher:
     def _predict_and_log(self, rows: Sequence[Row]) -> list[Prediction]:
         served = self._model()
         images = np.stack([row.image for row in rows])
-        probabilities = served.predict(images)
+        probabilities, versions = answer(served, images, [row.site for row in rows])
         measured = quality(images).to_numpy()
         predictions = []
-        for row, shares, values in zip(rows, probabilities, measured, strict=True):
+        for row, shares, version, values in zip(rows, probabilities, versions, measured, strict=True):
             png = encode_png(row.image)
             best = int(shares.argmax())
             rounded = [round(float(share), _DIGITS) for share in shares]
@@ -136,7 +137,7 @@ class Batcher:
                     request_id=row.request_id,
                     site=row.site,
                     at=row.at,
-                    model_version=served.version.number,
+                    model_version=int(version),
                     png=png,
                     image_hash=content_hash(png),
                     prediction=best,

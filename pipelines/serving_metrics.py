@@ -44,6 +44,10 @@ class Metrics:
         self._rows = Counter("fedloop_log_rows", "Rows written to the traffic log", registry=self._registry)
         self._swaps = Counter("fedloop_swaps", "Changes of the model that serves", registry=self._registry)
         self._version = Gauge("fedloop_model_version", "The version that serves; 0: none", registry=self._registry)
+        self._beside = Counter(
+            "fedloop_shadow_rows", "Rows predicted beside the answer", ["version"], registry=self._registry
+        )
+        self._shed = Counter("fedloop_shadow_shed", "Rows that shadow had no time for", registry=self._registry)
         self._sites: set[str] = set()
 
     def answered(self, path: str, status: int, seconds: float) -> None:
@@ -73,6 +77,12 @@ class Metrics:
             ("log_refused_rows", "Spooled rows and labels that the database did not take", lambda: net.refused),
         ):
             Gauge(f"fedloop_{name}", words, registry=self._registry).set_function(figure)
+
+    def beside(self, version: int, rows: int) -> None:
+        self._beside.labels(str(version)).inc(rows)
+
+    def shed(self, rows: int) -> None:
+        self._shed.inc(rows)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

@@ -1,16 +1,20 @@
-"""The model that serves, and who follows the registry's alias so that the champion does.
+"""The models that serve, and who follows the registry's aliases so that the champion does.
 
-In goes the alias `champion`; out comes one reference that is replaced as a whole: a request that took it keeps its
-version to the end, and the next one gets the new. A version that does not fit is refused and the old one serves on.
+In goes the alias `champion`, and where versions are released by steps the version beside it; out comes one reference
+that is replaced as a whole: a request that took it keeps its versions to the end, and the next one gets the new ones.
+A version that does not fit is refused and the old one serves on; so it does while the registry does not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,39 +25,75 @@ from models import artifact
 from models.errors import BadInput, FedloopError, Missing
 from models.images import Images, to_tensor
 from models.task import Task
-from pipelines import packing, registry
-from pipelines.registry import CHAMPION, Version
+from monitoring import moves
+from pipelines import local_copy, packing, registry
+from pipelines.registry import CHALLENGER, CHAMPION, FALLBACK, STEP, Version
 from pipelines.settings import Settings
 
 POLL_S = 1.0
+_KEPT = 3  # loaded versions: champion, fallback and challenger change places
 
 logger = logging.getLogger("fedloop.service")
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The version that predicts beside the champion, and the share of the sites that it answers (0: none).
+
+    sites: those that the version was trained for, among which the share is exact, and one site at the least.
+    """
+
+    model: ServedModel
+    step: str
+    share: float = 0.0
+    sites: tuple[str, ...] = ()
+
+    def answers(self, site: str) -> bool:
+        """Whether this site's requests are its to answer: always the same of a site and a version."""
+        if not self.share:
+            return False
+        if site not in self.sites:
+            return self._place(site) < self.share
+        chosen = max(1, round(self.share * len(self.sites)))
+        return site in sorted(self.sites, key=self._place)[:chosen]
+
+    def _place(self, site: str) -> float:
+        """A number in [0, 1) that belongs to the site and the version."""
+        return int(sha256(f"{self.model.version.number}/{site}".encode()).hexdigest()[:8], 16) / 2**32
+
+
+@dataclass(frozen=True)
 class ServedModel:
-    """A loaded, warmed version. since: when it began to serve."""
+    """A loaded, warmed version. since: when it began to serve. beside: of the champion, who predicts with it."""
 
     version: Version
     task: Task
     module: nn.Module
     since: float
+    beside: Beside | None = None
 
     def predict(self, images: Images) -> NDArray[np.float32]:
-        """Probabilities [n, classes] of images [n, height, width, channels]."""
+        """Probabilities [n, classes] of images [n, height, width, channels].
+
+        Raises:
+            ArithmeticError: some are not finite.
+        """
         with torch.inference_mode():
-            return np.asarray(self.module(to_tensor(images)).softmax(dim=1).numpy())
+            found = np.asarray(self.module(to_tensor(images)).softmax(dim=1).numpy())
+        if not np.isfinite(found).all():
+            raise ArithmeticError(f"version {self.version.number} gives NaN")
+        return found
 
 
-def load_version(settings: Settings, version: Version) -> ServedModel:
-    """Download, load and warm a version.
+def load_version(settings: Settings, version: Version, folder: Path | None = None) -> ServedModel:
+    """Load and warm a version from a folder, or from the registry.
 
     Raises:
         BadInput: it is not for this task's input and classes, or a probe batch gives no probabilities.
         Missing: the registry does not answer.
     """
     task = settings.task
-    folder = registry.fetch(settings, version.number)
+    folder = registry.fetch(settings, version.number) if folder is None else folder
     _, words = artifact.read(folder)
     for name, expected in packing.describe(task).items():
         if words.get(name, expected) != expected:
@@ -61,19 +101,20 @@ def load_version(settings: Settings, version: Version) -> ServedModel:
     served = ServedModel(version, task, artifact.load(folder, task), time.time())
     noise = np.random.default_rng(0).integers(0, 256, size=(8, *task.input.shape), dtype=np.uint8)
     for probe in (noise, np.zeros_like(noise[:1]), np.full_like(noise[:1], 255)):
-        answer = served.predict(probe)
+        try:
+            answer = served.predict(probe)
+        except ArithmeticError as error:
+            raise BadInput("a probe batch gives NaN") from error
         if answer.shape != (len(probe), len(task.classes)):
             raise BadInput(f"a probe of {len(probe)} images gives an answer of shape {list(answer.shape)}")
-        if not np.isfinite(answer).all():
-            raise BadInput("a probe batch gives NaN")
     return served
 
 
 class ChampionWatcher:
-    """Follows the alias `champion`.
+    """Follows the alias `champion`, and who predicts beside it.
 
     served: the model to use now, or None. problem: why the registry cannot be followed. refused: a champion that was
-    not taken, and why.
+    not taken, and why. refused_beside: the same of the version beside it.
     """
 
     def __init__(self, settings: Settings, on_swap: Callable[[ServedModel | None], None]) -> None:
@@ -81,7 +122,9 @@ class ChampionWatcher:
         self.served: ServedModel | None = None
         self.problem: str | None = "the champion is being looked up"
         self.refused: tuple[Version, str] | None = None
+        self.refused_beside: tuple[Version, str] | None = None
         self._on_swap = on_swap
+        self._kept: list[ServedModel] = []
 
     async def follow(self) -> None:
         """Look once a second, for ever."""
@@ -90,15 +133,17 @@ class ChampionWatcher:
             await asyncio.sleep(POLL_S)
 
     def look(self) -> None:
-        """Look the alias up once and swap when it has moved. Never raises."""
+        """Look the aliases up once and swap where they have moved. Never raises."""
         try:
             champion = registry.by_alias(self.settings, CHAMPION)
             self._take(champion)
+            if champion is not None and self.settings.steps:
+                self._take_beside(champion)
             self._report(None)
         except FedloopError as error:
-            self._report(str(error))
+            self._alone(str(error))
         except Exception as error:  # whatever the registry's client throws: the old model serves on
-            self._report(f"the champion cannot be looked up: {type(error).__name__}: {error}")
+            self._alone(f"the champion cannot be looked up: {type(error).__name__}: {error}")
 
     def why_none(self) -> str:
         """Why no model serves, and what to do."""
@@ -112,6 +157,7 @@ class ChampionWatcher:
     def _take(self, champion: Version | None) -> None:
         if champion is None:
             self.refused = None
+            local_copy.remember(self.settings, None)
             if self.served is not None:
                 logger.warning(
                     "version %d is champion no more, and nobody is: serving stops", self.served.version.number
@@ -120,26 +166,81 @@ class ChampionWatcher:
             return
         if self.served is not None and _same(self.served.version, champion):
             self.refused = None
+            self.served = replace(self.served, version=champion)  # its tags may have changed
             return
         if self.refused is not None and _same(self.refused[0], champion):
             return
-        try:
-            new = load_version(self.settings, champion)
-        except Missing:
-            raise
-        except Exception as error:  # a broken version must not stop the one that serves
-            reason = str(error) if isinstance(error, FedloopError) else f"{type(error).__name__}: {error}"
-            self.refused = (champion, reason)
+        new = self._loaded(champion)
+        if isinstance(new, str):
+            self.refused = (champion, new)
             kept = "nothing" if self.served is None else f"version {self.served.version.number}"
-            logger.error("version %d is refused: %s; %s serves on", champion.number, reason, kept)
+            logger.error("version %d is refused: %s; %s serves on", champion.number, new, kept)
             return
         self.refused = None
         logger.info("version %d serves from now on", champion.number)
-        self._swap(new)
+        self._swap(replace(new, since=time.time()))
+
+    def _take_beside(self, champion: Version) -> None:
+        """Have the version in shadow or canary predict too, or of a champion on probation the one before it."""
+        if self.served is None or not _same(self.served.version, champion):
+            return
+        wanted, step = registry.by_alias(self.settings, CHALLENGER), ""
+        if wanted is not None and wanted.tags.get(STEP) in moves.BESIDE:
+            step = wanted.tags[STEP]
+        elif champion.tags.get(STEP) == moves.CHAMPION:
+            wanted, step = registry.by_alias(self.settings, FALLBACK), FALLBACK
+        before, beside = self.served.beside, None
+        if wanted is not None and step and not (self.refused_beside and _same(self.refused_beside[0], wanted)):
+            model = self._loaded(wanted)
+            if isinstance(model, str):
+                self.refused_beside = (wanted, model)
+                logger.error("version %d cannot predict beside the champion: %s", wanted.number, model)
+            else:
+                share = self.settings.release.canary_share if step == moves.CANARY else 0.0
+                sites = tuple(json.loads(wanted.tags.get("fedloop.cohort", "[]")))
+                beside, self.refused_beside = Beside(model, step, share, sites), None
+        if (beside and (beside.model.version.number, beside.step)) != (
+            before and (before.model.version.number, before.step)
+        ):
+            what = f"version {beside.model.version.number} ({beside.step})" if beside else "nobody"
+            logger.info("beside version %d predicts %s", champion.number, what)
+        self.served = replace(self.served, beside=beside)
+
+    def _loaded(self, version: Version) -> ServedModel | str:
+        """The version ready to serve, or why it cannot be."""
+        for one in self._kept:
+            if _same(one.version, version):
+                return replace(one, version=version)
+        try:
+            new = load_version(self.settings, version)
+        except Missing:
+            raise
+        except Exception as error:  # a broken version must not stop the one that serves
+            return str(error) if isinstance(error, FedloopError) else f"{type(error).__name__}: {error}"
+        self._kept = [*self._kept, new][-_KEPT:]
+        return new
 
     def _swap(self, new: ServedModel | None) -> None:
         self.served = new
         self._on_swap(new)
+        local_copy.remember(self.settings, None if new is None else new.version)
+
+    def _alone(self, problem: str) -> None:
+        """The registry does not answer: serve on, or begin with the local copy of the last champion."""
+        if self.served is None and self.refused is None:
+            try:
+                known = local_copy.recall(self.settings)
+                if known is not None:
+                    self.served = load_version(self.settings, *known)
+                    self._on_swap(self.served)
+            except Exception as error:  # the registry's problem is to be told all the same
+                problem = f"{problem}; {error}"
+        if self.served is not None:
+            problem = f"{problem}; version {self.served.version.number}, known from before, serves"
+            if self.served.beside is not None and self.served.beside.share:
+                # Nobody could hold it now.
+                self.served = replace(self.served, beside=replace(self.served.beside, share=0.0))
+        self._report(problem)
 
     def _report(self, problem: str | None) -> None:
         if problem != self.problem and problem is not None:

@@ -90,6 +90,28 @@ class GateSettings(BaseModel):
     site_minimum_rows: int = Field(20, ge=1, description="sites with fewer rows cannot veto")
 
 
+class ReleaseSettings(BaseModel):
+    """How a version that passed the gate comes to serve: beside the champion, for a share of the sites, for all."""
+
+    steps: bool | None = Field(None, description="shadow and canary first; None: live yes, a rehearsal goes straight")
+    interval_s: float = Field(60.0, gt=0, description="how often the steps are looked at")
+    shadow_rows: int = Field(500, ge=1, le=5000, description="rows predicted beside the champion before it answers any")
+    shadow_s: float = Field(300.0, ge=0, description="and for so long at least")
+    canary_share: float = Field(0.2, gt=0, le=1, description="of the sites; at least one, whatever the share")
+    canary_rows: int = Field(250, ge=1, le=5000, description="rows the challenger answers before all sites get it")
+    canary_s: float = Field(300.0, ge=0)
+    probation_rows: int = Field(1000, ge=1, le=5000, description="rows the new champion answers under watch")
+    probation_s: float = Field(3600.0, ge=0)
+    patience_s: float = Field(7 * 86_400.0, gt=0, description="a challenger without enough evidence by then is held")
+    first_rows: int = Field(30, ge=10, description="nothing is held or rolled back on fewer rows or labels")
+    score_margin: float = Field(0.02, ge=0, description="how much worse its share of right answers may be, same rows")
+    score_confidence: float = Field(0.99, gt=0.5, lt=1, description="how sure a loss must be to hold or roll back")
+    minimum_agreement: float = Field(0.2, ge=0, le=1, description="with the other, while there are no labels")
+    error_margin: float = Field(0.01, ge=0, lt=1, description="further share of requests or rows that may fail")
+    abstain_margin: float = Field(0.1, ge=0, lt=1, description="further share of rows that may be abstained from")
+    latency_ratio: float = Field(2.0, gt=1, description="how many times slower on the same rows")
+
+
 class DiagnosisSettings(BaseModel):
     """Looking for the causes of a version's errors."""
 
@@ -138,6 +160,7 @@ class Settings(BaseSettings):
     alarm: AlarmPolicy = AlarmPolicy()
     log: RetentionPolicy = RetentionPolicy()
     retrain: RetrainSettings = RetrainSettings()
+    release: ReleaseSettings = ReleaseSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -172,6 +195,11 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """The registered model."""
         return self.slug if self.stage == "live" else f"{self.slug}-rehearsal"
+
+    @property
+    def steps(self) -> bool:
+        """Whether versions are released by steps."""
+        return self.stage == "live" if self.release.steps is None else self.release.steps
 
     @property
     def registry_uri(self) -> str:

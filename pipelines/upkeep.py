@@ -11,8 +11,8 @@ from monitoring.database import AGGREGATES, PREDICTIONS, WINDOWS
 from monitoring.safety_net import SafetyNet
 from monitoring.spool import Spool
 from monitoring.traffic import LOGGED_AT, TrafficLog
+from pipelines.judging import LABELS_MAY_TAKE
 from pipelines.settings import Settings
-from pipelines.watch import ESTIMATE_FROM, LABELS_MAY_TAKE
 
 MOST_WINDOWS = 500  # of one pass, which others wait for
 
@@ -23,7 +23,7 @@ def keep_within_limits(settings: Settings, dry_run: bool = False, most_windows: 
         return []
     log = TrafficLog.open(settings.database_url, settings.images)
     try:
-        newest_windows = LABELS_MAY_TAKE + ESTIMATE_FROM
+        newest_windows = 2 * LABELS_MAY_TAKE
         needed = retention.needed_from(log.engine, settings.retrain.maximum_new_rows, newest_windows)
         found = retention.plan(log.engine, settings.log, needed)
         said, going = [], found.windows

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,12 +18,12 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from live_service import Serving, serving, settings_in
+from live_service import Serving, free_port, process, serving, settings_in
 
 from models import artifact
 from models.images import content_hash, decode_png, encode_png, to_tensor
 from monitoring.traffic import TrafficLog
-from pipelines import registry, release, replay, service
+from pipelines import packing, registry, release, replay, service
 from pipelines.partition import plan_sites
 from pipelines.registry import CHAMPION, Version
 from pipelines.settings import Settings
@@ -239,7 +237,9 @@ def test_a_champion_that_does_not_fit_is_refused_and_the_old_one_serves_on(
         # Other classes under the same shapes: only what the version says of itself tells.
         folder = registry.fetch(settings, register(3).number)
         tensors, words = artifact.read(folder)
+        origin = json.loads((folder / "origin.json").read_text())["origin"]
         artifact.save(folder, "digits", tensors, words | {"classes": '["a", "b"]'})
+        packing.seal(folder, origin)
         release.promote(settings, 3, "other classes")
         said = wait_for(running, lambda body: "version 3" in (body.get("refused") or ""))
         assert "its classes is" in said["refused"]
@@ -277,30 +277,6 @@ def test_it_serves_on_while_the_registry_is_down_and_says_so(settings: Settings,
 
 
 # ---- the real process ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def process(settings: Settings, port: int) -> Iterator[subprocess.Popen[str]]:
-    started = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.service"],
-        env=os.environ | settings.environment() | {"FEDLOOP_PORTS__SERVICE": str(port)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield started
-    finally:
-        started.kill()
-        started.wait()
-        if started.stderr:
-            started.stderr.close()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_a_port_in_use_is_one_sentence_and_exit_code_2(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
