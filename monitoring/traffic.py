@@ -1,30 +1,27 @@
 """The traffic log: what was predicted, on which picture, and what it later turned out to be.
 
-In go predictions (rows in the log database, pictures in a content-addressed folder) and delayed labels; out come
+In go predictions (rows in the log database, pictures in a store by their content) and delayed labels; out come
 windows of them as data frames. Rows are appended and never changed, so a window costs what its own size costs.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pandas as pd
 import sqlalchemy as sa
 
-from models.errors import BadInput, Missing
+from models.errors import BadInput
 from models.quality import QUALITY_COLUMNS
 from monitoring.database import LABELS, PREDICTIONS, connect, insert_new
+from monitoring.pictures import Pictures
 
 COLUMNS = [column.name for column in PREDICTIONS.columns]
 LABEL_COLUMN = "label"
 
-_HASH = re.compile(r"[0-9a-f]{32}")
 _CHUNK = 500  # bound parameters of one statement; SQLite's older limit is 999
 # Holders take turns, so that seq has the order of the commits and a reader's cursor never passes a row by.
 _WRITERS_TURN = sa.text("SELECT pg_advisory_xact_lock(7240311)")
@@ -76,6 +73,7 @@ class TrafficLog:
     def __init__(self, engine: sa.Engine, images: Path) -> None:
         self.engine = engine
         self.images = images
+        self.pictures = Pictures(images)
 
     @classmethod
     def open(cls, database_url: str, images: Path) -> Self:
@@ -84,16 +82,24 @@ class TrafficLog:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         return cls(connect(database_url), images)
 
-    def record(self, predictions: Sequence[Prediction]) -> None:
-        """Write all of them or none. Recording the same predictions again changes nothing."""
-        for prediction in predictions:
-            self.keep_image(prediction.image_hash, prediction.png)
+    def record(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """Write all of them or none, and give them back as they stand in the log.
+
+        One whose id is taken is not written again: what stands there was answered before, and comes back instead.
+        """
         if not predictions:
-            return
+            return predictions
+        self.pictures.keep({each.image_hash: each.png for each in predictions})
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(_WRITERS_TURN)
-            connection.execute(insert_new(self.engine, PREDICTIONS), [prediction.row() for prediction in predictions])
+            insert = insert_new(self.engine, PREDICTIONS)
+            done = connection.execute(insert, [prediction.row() for prediction in predictions])
+            if done.rowcount == len(predictions):
+                return predictions
+            there = PREDICTIONS.c.prediction_id.in_([each.prediction_id for each in predictions])
+            stored = {row.prediction_id: row for row in connection.execute(sa.select(PREDICTIONS).where(there))}
+        return [_as_stored(each, stored[each.prediction_id]) for each in predictions]
 
     def label(self, prediction_id: str, label: int, source: str, at: float) -> Literal["stored", "already"]:
         """Write one delayed label; see `label_all`."""
@@ -167,16 +173,8 @@ class TrafficLog:
         return frame
 
     def image(self, image_hash: str) -> bytes:
-        """The PNG of that name.
-
-        Raises:
-            Missing: the image store does not hold it.
-        """
-        path = self._path(image_hash)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError as error:
-            raise Missing(f"the image {image_hash} is not in the image store (looked at {path})") from error
+        """The PNG of that name; see `Pictures.read`."""
+        return self.pictures.read(image_hash)
 
     def count(self) -> int:
         with self.engine.connect() as connection:
@@ -200,28 +198,12 @@ class TrafficLog:
 
     def close(self) -> None:
         self.engine.dispose()
+        self.pictures.close()
 
-    def _path(self, image_hash: str) -> Path:
-        if not _HASH.fullmatch(image_hash):
-            raise BadInput(f"{image_hash!r} is no image name: 32 hexadecimal digits are")
-        return self.images / image_hash[:2] / f"{image_hash}.png"
 
-    def keep_image(self, image_hash: str, png: bytes) -> None:
-        """Put a PNG into the image store under its content's name, whole or not at all."""
-        # Hot: a system call that is not made here, and a Path that is not built, is most of what a row costs.
-        path = str(self._path(image_hash))
-        if os.path.exists(path):  # noqa: PTH110
-            return
-        part = f"{path}.{uuid.uuid4().hex}.part"
-        try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileNotFoundError:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        try:
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.write(png)
-            os.rename(part, path)  # noqa: PTH104
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+def _as_stored(given: Prediction, row: sa.Row[Any]) -> Prediction:
+    """The prediction as its row has it; `png` is the given one's, whose hash need not be the row's."""
+    names = [name for name in COLUMNS if name != "seq" and name not in QUALITY_COLUMNS]
+    values: dict[str, Any] = {name: getattr(row, name) for name in names}
+    stored = replace(given, quality=[getattr(row, name) for name in QUALITY_COLUMNS], **values)
+    return given if stored == given else stored
