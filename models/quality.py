@@ -29,8 +29,8 @@ def _filter(luma: NDArray[np.float32], kernel: tuple[tuple[int, ...], ...]) -> N
     return out
 
 
-def quality(images: Images) -> pd.DataFrame:
-    """One row per image, columns QUALITY_COLUMNS.
+def measure(images: Images) -> NDArray[np.float64]:
+    """float [n, 5]: the values of QUALITY_COLUMNS of every image.
 
     images: uint8 [n, height, width, channels]. brightness, contrast (standard deviation of the luminance) and
     saturation (mean of max - min over channels; 0 for greyscale) are in [0, 1]; sharpness is the standard
@@ -42,14 +42,16 @@ def quality(images: Images) -> pd.DataFrame:
     count = len(luma)
     high = _filter(luma, _NOISE_KERNEL)
     spread = pixels.max(axis=3) - pixels.min(axis=3)
-    return pd.DataFrame(
-        {
-            "brightness": luma.reshape(count, -1).mean(axis=1),
-            "contrast": luma.reshape(count, -1).std(axis=1),
-            "sharpness": _filter(luma, _LAPLACE_KERNEL).reshape(count, -1).std(axis=1),
-            "saturation": spread.reshape(count, -1).mean(axis=1),
-            "noise": np.abs(high).reshape(count, -1).mean(axis=1) * float(np.sqrt(np.pi / 2.0)) / 6.0,
-        },
-        columns=list(QUALITY_COLUMNS),
-        dtype=np.float64,
+    columns = (
+        luma.reshape(count, -1).mean(axis=1),
+        luma.reshape(count, -1).std(axis=1),
+        _filter(luma, _LAPLACE_KERNEL).reshape(count, -1).std(axis=1),
+        spread.reshape(count, -1).mean(axis=1),
+        np.abs(high).reshape(count, -1).mean(axis=1) * float(np.sqrt(np.pi / 2.0)) / 6.0,
     )
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def quality(images: Images) -> pd.DataFrame:
+    """One row per image, columns QUALITY_COLUMNS; see `measure`."""
+    return pd.DataFrame(measure(images), columns=list(QUALITY_COLUMNS))

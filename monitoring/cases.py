@@ -106,7 +106,7 @@ def submit(log: TrafficLog, submissions: Sequence[Submission]) -> list[Taken]:
     for each in submissions:
         said = {name: value for name, value in vars(each).items() if name != "png"}
         row = said | {"case_id": content_hash(each.png), "withdrawn": False}
-        log.keep_image(row["case_id"], each.png)
+        log.pictures.keep({row["case_id"]: each.png})
         taken.append(_append(log.engine, row))
     return taken
 

@@ -1,88 +1,124 @@
-"""The image store beside the log: PNG files in a folder, each named by its content.
+"""The image store of the log: PNGs by the hash of their content, in one SQLite file of the image folder.
 
-A picture is written whole or not at all, and before the row that speaks of it. Naming it again makes it young again,
-so that `remove_unless_young` never takes one away from a row that is just about to be written.
+A file for every picture would cost most of what a prediction costs: making one takes a hundred times as long as a row
+in a transaction that many pictures share. A picture is in the store whole or not at all, and is committed before the
+row that speaks of it. Naming it again makes it young again, so that `remove_unless_young` never takes one away from a
+row that is just about to be written.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sqlite3
+import threading
 import time
-import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from models.errors import BadInput, Missing
 
+FILE = "pictures.db"
 YOUNG_S = 3600.0
 """A row is in the log, or refused, long before its picture is this old."""
 
+BUSY_S = 5.0
+"""How long one writer waits for another."""
+
 _HASH = re.compile(r"[0-9a-f]{32}")
+_KEEP = """INSERT INTO pictures (name, kept_at, png) VALUES (?, ?, ?)
+           ON CONFLICT (name) DO UPDATE SET kept_at = excluded.kept_at"""
+_SETUP = """PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000;
+            CREATE TABLE IF NOT EXISTS pictures (name BLOB PRIMARY KEY, kept_at REAL NOT NULL, png BLOB NOT NULL)"""
 
 
-def path_of(folder: Path, image_hash: str) -> Path:
-    """Where the picture of that name lies.
+class Pictures:
+    """The store in one folder. Safe to share between threads, and the file between processes of one machine."""
 
-    Raises:
-        BadInput: it is no name of a picture.
-    """
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._turn = threading.Lock()
+        self._open: tuple[sqlite3.Connection, int] | None = None  # the connection, and its file's inode
+
+    def keep(self, pictures: Mapping[str, bytes]) -> None:
+        """Store PNGs by their content's name, all of them or none; those that are there become young.
+
+        Raises:
+            BadInput: a name is none.
+            OSError: the store cannot be written.
+        """
+        now = time.time()
+        rows = [(_key(name), now, png) for name, png in pictures.items()]
+        with self._transaction() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(_KEEP, rows)
+            connection.execute("COMMIT")
+
+    def read(self, image_hash: str) -> bytes:
+        """The PNG of that name.
+
+        Raises:
+            BadInput: it is no name.
+            Missing: the store does not hold it.
+        """
+        key = _key(image_hash)
+        if (self.folder / FILE).exists():
+            with self._transaction() as connection:
+                found = connection.execute("SELECT png FROM pictures WHERE name = ?", (key,)).fetchone()
+            if found:
+                return bytes(found[0])
+        try:
+            return _old_file(self.folder, image_hash).read_bytes()
+        except FileNotFoundError as error:
+            raise Missing(f"the image {image_hash} is not in the image store (looked in {self.folder})") from error
+
+    def remove_unless_young(self, image_hash: str, young_s: float = YOUNG_S) -> int:
+        """Take a picture away that no row needs; the bytes that this frees, 0 where somebody has just named it."""
+        with self._transaction() as connection:
+            statement = "DELETE FROM pictures WHERE name = ? AND kept_at <= ? RETURNING length(png)"
+            found = connection.execute(statement, (_key(image_hash), time.time() - young_s)).fetchall()
+        _old_file(self.folder, image_hash).unlink(missing_ok=True)
+        return int(found[0][0]) if found else 0
+
+    def close(self) -> None:
+        with self._turn:
+            if self._open:
+                self._open[0].close()
+                self._open = None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._turn:
+            try:
+                connection = self._connection()
+                yield connection
+            except sqlite3.Error as error:
+                if self._open and self._open[0].in_transaction:
+                    self._open[0].execute("ROLLBACK")
+                raise OSError(f"the image store {self.folder / FILE} cannot be used ({error})") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        path = self.folder / FILE
+        # A file that somebody moved away would take pictures that nobody finds again.
+        if self._open and path.exists() and os.stat(path).st_ino == self._open[1]:  # noqa: PTH116
+            return self._open[0]
+        if self._open:
+            self._open[0].close()
+            self._open = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        made.executescript(_SETUP)
+        self._open = (made, path.stat().st_ino)
+        return made
+
+
+def _key(image_hash: str) -> bytes:
     if not _HASH.fullmatch(image_hash):
         raise BadInput(f"{image_hash!r} is no image name: 32 hexadecimal digits are")
+    return bytes.fromhex(image_hash)
+
+
+def _old_file(folder: Path, image_hash: str) -> Path:
+    """Where earlier releases kept the picture: a file of its own."""
     return folder / image_hash[:2] / f"{image_hash}.png"
-
-
-def read(folder: Path, image_hash: str) -> bytes:
-    """The PNG of that name.
-
-    Raises:
-        Missing: the image store does not hold it.
-    """
-    path = path_of(folder, image_hash)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise Missing(f"the image {image_hash} is not in the image store (looked at {path})") from error
-
-
-def keep(folder: Path, image_hash: str, png: bytes) -> None:
-    """Put a PNG into the store under its content's name; one that is there becomes young."""
-    # Hot: a system call that is not made here, and a Path that is not built, is most of what a row costs.
-    path = str(path_of(folder, image_hash))
-    try:
-        os.utime(path)
-        return
-    except FileNotFoundError:
-        pass
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileNotFoundError:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            if file.write(png) != len(png):  # a disk that fills up takes a part of it, without an error
-                raise OSError(f"the picture {image_hash} could not be written whole")
-        os.rename(part, path)  # noqa: PTH104
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def remove_unless_young(folder: Path, image_hash: str) -> int:
-    """Take a picture away that no row needs; the bytes that this frees, 0 where somebody has just named it again."""
-    path = path_of(folder, image_hash)
-    aside = path.with_suffix(".gone")
-    try:
-        if time.time() - path.stat().st_mtime < YOUNG_S:
-            return 0
-        path.rename(aside)
-        # Whoever named it before the rename made it young, and whoever comes after writes it anew.
-        found = aside.stat()
-        if time.time() - found.st_mtime < YOUNG_S:
-            aside.rename(path)
-            return 0
-        aside.unlink()
-    except FileNotFoundError:
-        return 0
-    return found.st_size

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from models.quality import QUALITY_COLUMNS
-from monitoring import alarm, pictures
+from monitoring import alarm
 from monitoring.database import AGGREGATES, METADATA, PREDICTIONS, WINDOWS, insert_new
 from monitoring.traffic import LABEL_COLUMN, LOGGED_AT, TrafficLog, read
 
@@ -142,7 +142,7 @@ def _remove(log: TrafficLog, window: Window, now: float) -> tuple[int, list[int]
         connection.execute(sa.delete(PREDICTIONS).where(inside))
         # Before the commit: killed here, the rows are still there and go next time; after it, pictures would stay.
         unneeded = sorted(set(rows["image_hash"]) - _needed_pictures(connection, sorted(set(rows["image_hash"]))))
-        return len(rows), [pictures.remove_unless_young(log.images, name) for name in unneeded]
+        return len(rows), [log.pictures.remove_unless_young(name) for name in unneeded]
 
 
 def aggregates(rows: pd.DataFrame, from_seq: int, now: float) -> list[dict[str, Any]]:

@@ -64,8 +64,8 @@ class SafetyNet:
         except Exception as error:
             self._away(error)
 
-    def record(self, predictions: Sequence[Prediction]) -> None:
-        """Write all of them, into the database or into the spool.
+    def record(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """Write all of them, into the database or into the spool, and give them back as they stand there.
 
         Raises:
             SQLAlchemyError, OSError: neither takes them.
@@ -83,7 +83,7 @@ class SafetyNet:
             return self._in_time(self.log.record, predictions)  # perhaps it is back
         self._waiting |= {each.prediction_id: segment for each in predictions}
         self.spooled += len(predictions)
-        return None
+        return predictions
 
     def label_all(self, labels: Sequence[Label]) -> Sequence[Literal["stored", "already"]]:
         """As `TrafficLog.label_all`; labels of predictions that lie in this process' spool go there, too.

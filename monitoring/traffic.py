@@ -1,6 +1,6 @@
 """The traffic log: what was predicted, on which picture, and what it later turned out to be.
 
-In go predictions (rows in the log database, pictures in a content-addressed folder) and delayed labels; out come
+In go predictions (rows in the log database, pictures in a store by their content) and delayed labels; out come
 windows of them as data frames. Rows are appended and never changed, so a window costs what its own size costs.
 """
 
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pandas as pd
 import sqlalchemy as sa
 
 from models.errors import BadInput
 from models.quality import QUALITY_COLUMNS
-from monitoring import pictures
 from monitoring.database import LABELS, PREDICTIONS, connect, insert_new
+from monitoring.pictures import Pictures
 
 COLUMNS = [column.name for column in PREDICTIONS.columns]
 LABEL_COLUMN = "label"
@@ -81,22 +81,31 @@ class TrafficLog:
     def __init__(self, engine: sa.Engine, images: Path) -> None:
         self.engine = engine
         self.images = images
+        self.pictures = Pictures(images)
 
     @classmethod
     def open(cls, database_url: str, images: Path) -> Self:
         return cls(connect(database_url), images)
 
-    def record(self, predictions: Sequence[Prediction]) -> None:
-        """Write all of them or none. Recording the same predictions again changes nothing."""
-        for prediction in predictions:
-            self.keep_image(prediction.image_hash, prediction.png)
+    def record(self, predictions: Sequence[Prediction]) -> Sequence[Prediction]:
+        """Write all of them or none, and give them back as they stand in the log.
+
+        One whose id is taken is not written again: what stands there was answered before, and comes back instead.
+        """
         if not predictions:
-            return
+            return predictions
+        self.pictures.keep({each.image_hash: each.png for each in predictions})
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(_WRITERS_TURN)
             now = time.time()
-            connection.execute(insert_new(self.engine, PREDICTIONS), [each.row(now) for each in predictions])
+            insert = insert_new(self.engine, PREDICTIONS)
+            done = connection.execute(insert, [each.row(now) for each in predictions])
+            if done.rowcount == len(predictions):
+                return predictions
+            there = PREDICTIONS.c.prediction_id.in_([each.prediction_id for each in predictions])
+            stored = {row.prediction_id: row for row in connection.execute(sa.select(PREDICTIONS).where(there))}
+        return [_as_stored(each, stored[each.prediction_id]) for each in predictions]
 
     def label(self, prediction_id: str, label: int, source: str, at: float) -> Literal["stored", "already"]:
         """Write one delayed label; see `label_all`."""
@@ -158,12 +167,8 @@ class TrafficLog:
             return read(connection, from_seq, to_seq, *where)
 
     def image(self, image_hash: str) -> bytes:
-        """The PNG of that name; see `pictures.read`."""
-        return pictures.read(self.images, image_hash)
-
-    def keep_image(self, image_hash: str, png: bytes) -> None:
-        """Put a PNG into the image store under its content's name; see `pictures.keep`."""
-        pictures.keep(self.images, image_hash, png)
+        """The PNG of that name; see `Pictures.read`."""
+        return self.pictures.read(image_hash)
 
     def count(self) -> int:
         with self.engine.connect() as connection:
@@ -192,6 +197,7 @@ class TrafficLog:
 
     def close(self) -> None:
         self.engine.dispose()
+        self.pictures.close()
 
 
 def read(connection: sa.Connection, from_seq: int, to_seq: int, *where: sa.ColumnElement[bool]) -> pd.DataFrame:
@@ -214,3 +220,11 @@ def read(connection: sa.Connection, from_seq: int, to_seq: int, *where: sa.Colum
             frame[column.name] = frame[column.name].astype("int64" if whole else float)
     frame[LABEL_COLUMN] = pd.array([given.get(key) for key in frame["prediction_id"]], dtype="Int64")
     return frame
+
+
+def _as_stored(given: Prediction, row: sa.Row[Any]) -> Prediction:
+    """The prediction as its row has it; `png` is the given one's, whose hash need not be the row's."""
+    names = [name for name in COLUMNS if name not in ("seq", "logged_at", *QUALITY_COLUMNS)]
+    values: dict[str, Any] = {name: getattr(row, name) for name in names}
+    stored = replace(given, quality=[getattr(row, name) for name in QUALITY_COLUMNS], **values)
+    return given if stored == given else stored

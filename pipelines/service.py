@@ -7,13 +7,14 @@ registry's alias `champion` and swaps without dropping a request. Run it as `pyt
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -33,9 +34,10 @@ from pipelines.serving_batch import Batcher
 from pipelines.serving_beside import Shadow
 from pipelines.serving_door import Door
 from pipelines.serving_health import VERSION_HEADER, HealthCounter
+from pipelines.serving_hot import answer, hot
 from pipelines.serving_metrics import Metrics
 from pipelines.serving_model import ChampionWatcher
-from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImageQuery, ImagesQuery, PredictBody, Refusal, RequestId
+from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImagesQuery, Refusal, RequestId
 from pipelines.settings import Settings, load_settings
 
 LOG_BUSY_MS = 2000
@@ -75,13 +77,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(watcher.follow())]
-        tasks.append(asyncio.create_task(health.follow()))
+        following = asyncio.create_task(watcher.follow())
+        counting = asyncio.create_task(health.follow())
         yield
         # Here every request is answered already: the server waits for them before it ends the lifespan.
-        for each in tasks:
+        for each in (following, counting):
             each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(following, counting, return_exceptions=True)
         batcher.close()
         await asyncio.to_thread(shadow.close)
         net.close()
@@ -89,39 +91,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     # The documentation pages would load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, types=TYPES, on_answer=answered)
+    app.add_middleware(Door, types=TYPES, on_answer=answered, hot=hot(task, lambda _, rows: batcher.predict(rows)))
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
     app.include_router(desk.create_router(settings))
-
-    def answer(row: Prediction) -> dict[str, Any]:
-        return {
-            "prediction_id": row.prediction_id,
-            "request_id": row.request_id,
-            "prediction": row.prediction,
-            "class": task.classes[row.prediction],
-            "confidence": row.confidence,
-            "probabilities": row.probabilities,
-            "model_version": row.model_version,
-        }
-
-    def respond(rows: Sequence[Prediction], listed: bool) -> JSONResponse:
-        answers = [answer(row) for row in rows]
-        headers = {VERSION_HEADER: str(rows[0].model_version)}
-        return JSONResponse({"predictions": answers} if listed else answers[0], headers=headers)
-
-    @app.post("/predict")
-    async def predict(body: PredictBody) -> JSONResponse:
-        """Predict on one image (`pixels`) or several (`instances`)."""
-        rows = await batcher.predict(wire.rows_from_json(body, task.input))
-        return respond(rows, listed=body.instances is not None)
-
-    @app.post("/predict/image", openapi_extra=wire.described(ImageQuery))
-    async def predict_image(request: Request) -> JSONResponse:
-        """Predict on one image file, sent as the body."""
-        query = wire.from_query(ImageQuery, request.query_params)
-        rows = wire.rows_from_files([await request.body()], task.input, query.site, query.at, [query.request_id])
-        return respond(await batcher.predict(rows), listed=False)
 
     @app.post("/predict/images", openapi_extra=wire.described(ImagesQuery))
     async def predict_images(
@@ -133,7 +106,9 @@ def create_app(settings: Settings) -> FastAPI:
         query = wire.from_query(ImagesQuery, request.query_params)
         data = [await file.read() for file in files]
         rows = wire.rows_from_files(data, task.input, query.site, query.at, request_id or [None] * len(data))
-        return respond(await batcher.predict(rows), listed=True)
+        found = await batcher.predict(rows)
+        headers = {VERSION_HEADER: str(found[0].model_version)}
+        return JSONResponse({"predictions": [answer(task, row) for row in found]}, headers=headers)
 
     @app.post("/feedback")
     async def feedback(body: Annotated[FeedbackBody, Body()]) -> JSONResponse:
@@ -222,9 +197,7 @@ def _speak_with_one_voice(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        broken = error.errors()[0]["type"] == "json_invalid"
-        said = wire.sentence(error.errors())
-        return say(Refusal(400, "broken_json", said) if broken else Refusal(422, "invalid", said))
+        return say(wire.not_understood(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -269,12 +242,21 @@ def main() -> int:
     import torch
     import uvicorn
 
+    _keep_freed_memory()
     torch.set_num_threads(1)  # small models: more threads only wait for each other
     config = uvicorn.Config(app, access_log=False, log_config=None, timeout_graceful_shutdown=10, timeout_keep_alive=30)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("fedloop.service").info("listening on http://%s:%d", settings.host, settings.ports.service)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to hand no memory back after every picture: asking for it anew takes longer than packing the PNG."""
+    with suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -37,8 +37,10 @@ class Door:
     """types: the content types each path takes. on_answer(path, status, seconds, version) is called for every answer;
     version: of the model behind it, None where the answer names none."""
 
-    def __init__(self, app: Any, types: Mapping[str, Sequence[str]], on_answer: OnAnswer) -> None:
-        self._app, self._types, self._on_answer = app, types, on_answer
+    def __init__(
+        self, app: Any, types: Mapping[str, Sequence[str]], on_answer: OnAnswer, hot: Mapping[str, Any]
+    ) -> None:
+        self._app, self._types, self._on_answer, self._hot = app, types, on_answer, hot
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +72,8 @@ class Door:
         try:
             self._check(scope)
             with suppress(ClientDisconnect):
-                await self._app(scope, counted_receive, noted_send)
+                app = self._hot.get(scope["path"]) if scope["method"] == "POST" else None
+                await (app or self._app)(scope, counted_receive, noted_send)
             if read > MAX_BODY_BYTES:
                 raise _too_large()
         except Refusal as refusal:
@@ -87,6 +90,10 @@ class Door:
             raise _too_large()
         if self._in_flight > MAX_IN_FLIGHT:
             raise Refusal(503, "overloaded", "too many requests are open; try again in a second", retry_after_s=1)
+        if scope["path"] in self._hot and scope["method"] != "POST":
+            refusal = Refusal(405, "method_not_allowed", f"{scope['path']} does not take {scope['method']}")
+            refusal.headers["Allow"] = "POST"
+            raise refusal
         takes = self._types.get(scope["path"])
         given = headers.get(b"content-type", "").partition(";")[0].strip().lower()
         if takes and scope["method"] == "POST" and given not in takes:

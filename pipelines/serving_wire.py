@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -202,6 +203,17 @@ def class_index(label: int | str, classes: Sequence[str], row: int | None) -> in
         return label
     known = ", ".join(repr(name) for name in classes[:20])
     raise _refuse(row, f"{label!r} is no class of this task; give an index below {len(classes)} or one of {known}")
+
+
+def to_json(what: Any) -> bytes:
+    """JSON bytes."""
+    return orjson.dumps(what)
+
+
+def not_understood(errors: Sequence[Mapping[str, Any]]) -> Refusal:
+    """The refusal for what pydantic found wrong with a body."""
+    said = sentence(errors)
+    return Refusal(400, "broken_json", said) if errors[0]["type"] == "json_invalid" else Refusal(422, "invalid", said)
 
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
+import sqlite3
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -19,9 +17,10 @@ from hypothesis import strategies as st
 from logged_rows import NOW, prediction
 
 from models.errors import Missing
-from monitoring import alarm, pictures, retention
+from monitoring import alarm, retention
 from monitoring.cases import Submission, submit
 from monitoring.database import AGGREGATES, LABELS, WINDOWS
+from monitoring.pictures import FILE, Pictures
 from monitoring.retention import RetentionPolicy, needed_from, plan, prune
 from monitoring.traffic import TrafficLog
 
@@ -53,8 +52,9 @@ def report(log: TrafficLog, windows: int) -> None:
 
 def age(log: TrafficLog) -> None:
     """As if no picture had been named for two hours."""
-    for path in log.images.rglob("*.png"):
-        os.utime(path, (time.time() - 7200, time.time() - 7200))
+    if (log.images / FILE).exists():
+        with sqlite3.connect(log.images / FILE) as store:
+            store.execute("UPDATE pictures SET kept_at = kept_at - 7200")
 
 
 def forgotten(log: TrafficLog) -> pd.DataFrame:
@@ -96,14 +96,14 @@ def test_every_row_is_in_the_log_or_in_the_aggregates_and_what_is_needed_is_in_t
         found = plan(log.engine, policy, needed, now=NOW + 3600 * rows)
 
         calls = itertools.count()
-        remove = pictures.remove_unless_young
+        remove = Pictures.remove_unless_young
 
-        def killed(folder: Path, name: str) -> int:
+        def killed(store: Pictures, name: str) -> int:
             if next(calls) == interrupted:
                 raise KeyboardInterrupt
-            return remove(folder, name)
+            return remove(store, name)
 
-        patch.setattr(retention.pictures, "remove_unless_young", killed)
+        patch.setattr(Pictures, "remove_unless_young", killed)
         try:
             prune(log, found.windows)
         except KeyboardInterrupt:
@@ -183,30 +183,6 @@ def test_a_service_writes_and_labels_while_the_log_forgets(databases: Databases)
             labelled = set(connection.execute(sa.select(LABELS.c.prediction_id)).scalars())
         assert labelled <= set(rows["prediction_id"])
         assert int(forgotten(log)["rows"].sum()) == 300
-
-
-def test_a_picture_that_is_named_again_at_the_last_moment_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row, rename = prediction(3), Path.rename
-    pictures.keep(tmp_path, row.image_hash, row.png)
-    path = pictures.path_of(tmp_path, row.image_hash)
-    assert pictures.remove_unless_young(tmp_path, row.image_hash) == 0  # it has just been named
-    for _ in range(2):
-        os.utime(path, (0, 0))
-
-        def named_meanwhile(self: Path, target: Path) -> Path:
-            if self == path:
-                pictures.keep(tmp_path, row.image_hash, row.png)
-            return rename(self, target)
-
-        monkeypatch.setattr(Path, "rename", named_meanwhile)
-        assert pictures.remove_unless_young(tmp_path, row.image_hash) == 0
-        assert pictures.read(tmp_path, row.image_hash) == row.png
-        monkeypatch.undo()
-    os.utime(path, (0, 0))
-    assert pictures.remove_unless_young(tmp_path, row.image_hash) == len(row.png)
-    assert list(path.parent.iterdir()) == []
 
 
 def test_a_label_for_a_row_that_is_forgotten_finds_none() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,10 +162,31 @@ def test_windows_of_an_empty_log_have_all_columns_and_types(log: TrafficLog) -> 
     assert (empty.dtypes[numbers] == full.dtypes[numbers]).all()
 
 
-def test_the_same_picture_is_stored_once_and_no_partial_file_stays(log: TrafficLog) -> None:
+def test_the_same_picture_is_stored_once(log: TrafficLog) -> None:
     log.record([prediction(5), prediction(5), prediction(6)])
-    files = [path for path in log.images.rglob("*") if path.is_file()]
-    assert sorted(path.stem for path in files) == sorted({prediction(5).image_hash, prediction(6).image_hash})
+    with sqlite3.connect(log.images / "pictures.db") as store:
+        names = [name.hex() for (name,) in store.execute("SELECT name FROM pictures ORDER BY name")]
+    assert names == sorted({prediction(5).image_hash, prediction(6).image_hash})
+
+
+def test_a_picture_that_was_just_named_is_not_taken_away_and_an_old_release_s_file_is_found(log: TrafficLog) -> None:
+    name, png = prediction(5).image_hash, prediction(5).png
+    log.pictures.keep({name: png})
+    assert log.pictures.remove_unless_young(name) == 0
+    assert log.image(name) == png
+    assert log.pictures.remove_unless_young(name, young_s=0) == len(png)
+    with pytest.raises(Missing):
+        log.image(name)
+    (log.images / name[:2]).mkdir()
+    (log.images / name[:2] / f"{name}.png").write_bytes(png)
+    assert log.image(name) == png
+
+
+def test_a_store_that_is_moved_away_takes_no_pictures_that_nobody_finds(log: TrafficLog) -> None:
+    log.record([prediction(5)])
+    log.images.rename(log.images.with_name("moved"))
+    log.record([prediction(6)])
+    assert log.image(prediction(6).image_hash) == prediction(6).png
 
 
 def test_pictures_that_are_not_there_or_no_names_at_all_say_so(log: TrafficLog) -> None:

@@ -213,9 +213,9 @@ TABLE: dict[str, tuple[Callable[[House], httpx.Response], int, str, str]] = {
         "takes application/json",
     ),
     "broken JSON": (body('{"site": "s", "pixels": [[0.1, '), 400, "broken_json", "not valid JSON"),
-    "JSON nested too deep": (body("[" * 100_000), 400, "broken_re", "body"),
+    "JSON nested too deep": (body("[" * 100_000), 400, "broken_json", "recursion limit"),
     "no JSON at all": (body(""), 422, "invalid", "body is empty"),
-    "a list for an object": (body([]), 422, "invalid", "dictionary"),
+    "a list for an object": (body([]), 422, "invalid", "object"),
     "feedback for an unknown id": (
         body({"prediction_id": "nobody", "label": 1}, "/feedback"),
         404,

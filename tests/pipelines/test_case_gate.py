@@ -19,6 +19,7 @@ from models.errors import BadInput
 from models.images import encode_png
 from monitoring import cases as book
 from monitoring.cases import Case, Submission, short
+from monitoring.pictures import Pictures
 from pipelines import challenger, gather, loop, registry, release
 from pipelines.cases import CaseReport, Questions, ask_cases, failing_cases, opened, questions
 from pipelines.evaluate import Verdict, judge_cases
@@ -249,7 +250,7 @@ def test_a_case_that_cannot_be_asked_is_reported_and_vetoes_nothing(
 ) -> None:
     settings, lost = pair
     champion, new = loop.weights_of(settings, 1), loop.weights_of(settings, 2)
-    (settings.images / lost[0][:2] / f"{lost[0]}.png").unlink()
+    assert Pictures(settings.images).remove_unless_young(lost[0], young_s=0) > 0
     found = ask_cases(settings, new, champion)
     assert [(case.case_id, "not in the image store" in why) for case, why in found.questions.unasked] == [
         (lost[0], True)

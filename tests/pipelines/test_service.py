@@ -40,7 +40,7 @@ def picture(number: int) -> np.ndarray:
 
 
 def ask(served: Serving, number: int = 0, **params: object) -> httpx.Response:
-    what = {"site": "s", "request_id": f"r-{number}"} | params
+    what = {"site": "s"} | params
     return served.client.post("/predict/image", params=what, content=encode_png(picture(number)), headers=PNG)
 
 
@@ -105,7 +105,12 @@ def test_a_picture_predicts_the_same_by_json_by_png_and_in_a_batch_and_the_log_r
 
 def test_rows_that_share_a_batch_keep_their_own_answers(shared: Settings, served: Serving) -> None:
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda number: ask(served, number, site=f"site-{number % 3}").json(), range(64)))
+        answers = list(
+            pool.map(
+                lambda number: ask(served, number, site=f"site-{number % 3}", request_id=f"r-{number}").json(),
+                range(64),
+            )
+        )
     log = open_log(shared)
     rows = log.between(0, log.last_seq() + 1).set_index("prediction_id")
     for number, answer in enumerate(answers):
@@ -115,6 +120,23 @@ def test_rows_that_share_a_batch_keep_their_own_answers(shared: Settings, served
         assert row["image_hash"] == content_hash(encode_png(picture(number)))
         assert np.allclose(answer["probabilities"], recompute(shared, encode_png(picture(number))), atol=TOLERANCE)
     assert len({answer["prediction_id"] for answer in answers}) == 64
+    log.close()
+
+
+def test_a_request_sent_again_under_its_id_is_told_what_the_log_holds_and_another_picture_is_refused(
+    shared: Settings, served: Serving
+) -> None:
+    first = ask(served, 5, request_id="once", at=5.0)
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda _: ask(served, 5, request_id="once"), range(8)))
+    assert {each.content for each in again} == {first.content}
+    other = ask(served, 6, request_id="once")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "conflict")
+    assert "has used the request id 'once' for another picture" in other.json()["error"]["message"]
+    assert ask(served, 6, request_id="once", site="elsewhere").status_code == 200
+    log = open_log(shared)
+    rows = log.between(0, log.last_seq() + 1)
+    assert rows[rows["request_id"] == "once"]["site"].tolist() == ["s", "elsewhere"]
     log.close()
 
 

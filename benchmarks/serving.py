@@ -1,0 +1,237 @@
+"""How fast the service answers although it logs durably, and whether it forgets when it is killed.
+
+    python benchmarks/serving.py [--quick] [--task digits]
+
+The same model behind three doors on this machine, load from a second process, in turns (a round of one, then of the
+next), so that whatever else the machine does meets all of them: fedloop with its log, `mlflow models serve
+--env-manager local`, and a plain FastAPI handler without a log. Single rows as JSON and pictures as PNG. Then fedloop
+is killed with -9 under load, again and again, with clients that send what broke once more under its request id: what
+was answered must stand in the log, and nothing twice. Writes benchmarks/results/serving.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+
+from pipelines import registry, release
+from pipelines.registry import Version
+from pipelines.settings import Settings, load_settings
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "serving.json"
+PACKAGES = ("torch", "mlflow", "fastapi", "uvicorn", "sqlalchemy")
+PEERS = ("fedloop", "mlflow", "plain")
+
+
+def make_house(folder: Path, task_name: str) -> tuple[Settings, Path]:
+    """A home with an untrained champion, and the folder of its weights: speed does not depend on what they are."""
+    import numpy as np
+
+    from pipelines.tracking import Run
+
+    settings = load_settings(task_name, home=folder / "home", out=folder / "out")
+    settings.apply_environment()
+    registered: Version = registry.register(
+        settings, parameters=dict(settings.task.build_model().state_dict()), key="bench", tags={},
+        figures={"gate.accuracy": 0.5}, summary=None, run_id=Run.start(settings, "training", "bench").run_id,
+        example=np.zeros((2, *settings.task.input.shape), dtype=np.uint8),
+    )  # fmt: skip
+    release.promote(settings, registered.number, "benchmark")
+    return settings, registry.fetch(settings, registered.number)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def server(command: list[str], port: int, health: str, log: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
+    """A process that answers on its port, and is gone afterwards with all its children."""
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    found = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # MLflow calls uvicorn
+    environment = os.environ | {"PATH": found, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | (more or {})
+    with log.open("ab") as out:
+        running = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{port}{health}", running, log)
+        yield running
+    finally:
+        try:
+            os.killpg(running.pid, 9)
+        except ProcessLookupError:
+            pass
+        running.wait()
+
+
+def wait_for(url: str, running: Any, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            if httpx.get(url, timeout=2, trust_env=False, verify=False).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        if running.poll() is not None or time.monotonic() > deadline:
+            sys.exit(f"a server did not come up; its log {log} ends with\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
+
+
+def fedloop(settings: Settings, port: int, log: Path) -> Any:
+    more = settings.environment() | {"FEDLOOP_PORTS__SERVICE": str(port)}
+    return server([sys.executable, "-m", "pipelines.service"], port, "/readyz", log, more)
+
+
+def load(**what: Any) -> dict[str, Any]:
+    command = [sys.executable, str(HERE / "serving_load.py"), json.dumps(what)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds: float, task: str) -> dict[str, Any]:
+    """Medians over the rounds, of each peer and kind of request."""
+    from serving_peers import save_mlflow_picture_model
+
+    found: dict[str, Any] = {}
+    uri = f"models:/{settings.model_name}/1"
+    pictures = folder / "pictures"
+    save_mlflow_picture_model(pictures, weights)
+    for kind, mlflow_model in (("row", uri), ("image", str(pictures))):
+        with ExitStack() as up:
+            ports = {peer: free_port() for peer in PEERS}
+            serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
+            up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log"))
+            up.enter_context(
+                server([*serve, "-p", str(ports["mlflow"])], ports["mlflow"], "/ping", folder / "mlflow.log")
+            )
+            plain = [sys.executable, str(HERE / "serving_peers.py"), str(ports["plain"]), str(weights)]
+            up.enter_context(server(plain, ports["plain"], "/openapi.json", folder / "plain.log"))
+            runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in PEERS}
+            for turn in range(-1, rounds):  # the first one warms them
+                for peer in PEERS:
+                    count = int(seconds * (600 if peer == "mlflow" else 4000)) + 100
+                    what = {"port": ports[peer], "peer": peer, "kind": kind, "task": task, "pictures": count}
+                    said = load(
+                        **what, seconds=min(seconds, 1.5) if turn < 0 else seconds, tag=f"{kind}{peer[0]}{turn}"
+                    )
+                    if turn >= 0:
+                        runs[peer].append(said)
+                        print(
+                            f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}",
+                            flush=True,
+                        )
+        found[kind] = {
+            peer: {name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms")}
+            | {"refused": sum(each["refused"] for each in said)}
+            for peer, said in runs.items()
+        }
+    return found
+
+
+def kills(settings: Settings, folder: Path, times: int) -> dict[str, int]:
+    """Killed under load, so many times: answers that the log does not hold, and requests that it holds twice."""
+    from sqlalchemy import func, select
+
+    from monitoring.database import PREDICTIONS
+    from monitoring.traffic import TrafficLog
+
+    port, answered, broken = free_port(), folder / "answered.json", 0
+    taken: dict[str, str] = {}
+    log = TrafficLog.open(settings.database_url, settings.images)
+    for number in range(times):
+        what = {
+            "port": port, "peer": "fedloop", "kind": "image" if number % 2 else "row", "task": settings.task_name,
+            "seconds": 9.0, "patience_s": 60.0, "tag": f"kill{number}", "answered": str(answered), "pictures": 3000,
+        }  # fmt: skip
+        command = [sys.executable, str(HERE / "serving_load.py"), json.dumps(what)]
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
+        before = log.count()
+        with fedloop(settings, port, folder / "fedloop.log") as running:
+            client = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+            while log.count() < before + 300 + 37 * number:
+                time.sleep(0.005)
+            os.killpg(running.pid, 9)
+            running.wait()
+        with fedloop(settings, port, folder / "fedloop.log"):
+            said = json.loads(client.communicate()[0])
+        taken |= json.loads(answered.read_text())
+        broken += said["refused"]
+        print(f"kill {number + 1}: {said['answered']} answered in all, {said['refused']} refused", flush=True)
+    column = PREDICTIONS.c.request_id
+    with log.engine.connect() as connection:
+        kept = {
+            row.request_id: row.prediction_id
+            for row in connection.execute(select(PREDICTIONS).where(column.like("kill%")))
+        }
+        twice = connection.execute(
+            select(column).where(column.like("kill%")).group_by(column).having(func.count() > 1)
+        ).all()
+        whole = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
+    missing = [name for name, prediction in taken.items() if kept.get(name) != prediction]
+    log.close()
+    return {
+        "times": times,
+        "answered": len(taken),
+        "lost": len(missing),
+        "doubled": len(twice),
+        "refused": broken,
+        "whole": int(whole == "ok"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under a minute; nothing is kept")
+    parser.add_argument("--task", default="digits")
+    parser.add_argument("--only", choices=["speed", "kill"], help="one half; nothing is kept")
+    arguments = parser.parse_args()
+    rounds, seconds, times = (1, 1.5, 1) if arguments.quick else (5, 6.0, 20)
+    folder = Path(tempfile.mkdtemp(prefix="fedloop-serving-"))
+    try:
+        settings, weights = make_house(folder, arguments.task)
+        found: dict[str, Any] = {}
+        if arguments.only != "kill":
+            found = speed(settings, weights, folder, rounds, seconds, arguments.task)
+        killed = kills(settings, folder, times) if arguments.only != "speed" else {}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    ratio = {
+        f"{peer}_throughput": {
+            kind: its["fedloop"]["requests_s"] / its[peer]["requests_s"] for kind, its in found.items()
+        }
+        for peer in ("mlflow", "plain")
+    }
+    p99 = {"mlflow": {kind: its["fedloop"]["p99_ms"] / its["mlflow"]["p99_ms"] for kind, its in found.items()}}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+    kept = {
+        "machine": machine, "versions": {name: version(name) for name in PACKAGES}, "task": arguments.task,
+        "connections": 32, "rounds": rounds, "seconds": seconds, "speed": found, "ratio": ratio, "p99_ratio": p99, "kill": killed,
+    }  # fmt: skip
+    print(json.dumps({"ratio": ratio, "p99_ratio": p99, "kill": killed}, indent=2))
+    if not (arguments.quick or arguments.only):
+        RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+        print(f"kept in {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
