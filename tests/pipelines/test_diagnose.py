@@ -21,6 +21,7 @@ from monitoring.traffic import Prediction, TrafficLog
 from pipelines import diagnose, registry
 from pipelines.diagnose import Diagnosis, Learned, in_proportion, next_budget
 from pipelines.federated.causes import CAUSES
+from pipelines.federated.doubts import doubts
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import Case, DiagnoseAnswer, Parameters
 from pipelines.federated.site import Site
@@ -108,7 +109,6 @@ def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
         assert html.count("data:image/png") >= 3
         assert html.count('class="error unseen"') == FEW.explained
         assert "3 of 4 errors are explained" in html
-        assert set(site.store.doubted("1").columns) == {"row_id", "label", "suggestion", "votes"}
     answers = repr(list(found.answers.values()))
     rows = engine.sites["a"].store.rows(learned.train["a"], "train")
     assert not any(row in answers for row in rows["row_id"])
@@ -125,7 +125,7 @@ def test_labels_that_were_turned_are_the_suspects(tmp_path: Path) -> None:
         site.store.write_labels(LABELLING, table.assign(label=np.where(hit, 0, table["label"])))
         turned[name] = set(table.loc[hit, "row_id"])
     found = diagnose.diagnose(engine, learned, initial(1), 1, FEW.model_copy(update={"clusters": 24}), 0)
-    suspected = {name: set(site.store.doubted("1")["row_id"]) for name, site in engine.sites.items()}
+    suspected = {name: {each.row_id for each in doubts(site.store)} for name, site in engine.sites.items()}
     caught = sum(len(suspected[name] & turned[name]) for name in turned)
     assert caught > 0.5 * sum(map(len, turned.values()))
     assert caught > 0.8 * sum(map(len, suspected.values()))
