@@ -6,7 +6,6 @@ cause, site, class and cluster, a report on the version's run, and what the next
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from models.errors import FedloopError, Missing
 from models.task import Task
 from monitoring.traffic import TrafficLog
 from pipelines import registry
-from pipelines.federated.causes import MISLABELLED, NEXT_STEP, UNSEEN, by_cause
+from pipelines.federated.causes import NEXT_STEP, by_cause
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.error_page import (
     Page,
@@ -42,6 +41,7 @@ from pipelines.federated.jobs import (
     Parameters,
 )
 from pipelines.gather import embedded_engine, frozen, site_stores
+from pipelines.next_budget import next_budget, save
 from pipelines.settings import DiagnosisSettings, Settings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 from pipelines.tracking import KEY, Run, artifact_url
@@ -297,50 +297,9 @@ def errors_told(settings: Settings, version: int) -> str:
     return f"Version {version}: {said['sentence']} The report: {said['url']}"
 
 
-# -- what the next labels should go to --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NextBudget:
-    """What a version's errors ask of the next labels, by cluster: labels [k] to buy, labels to have checked [k]."""
-
-    centroids: Floats  # [k, d], in the task's embedding
-    labels: Counts
-    reviews: Counts
-
-    def save(self, path: Path) -> Path:
-        buffer = io.BytesIO()
-        np.savez(buffer, centroids=self.centroids, labels=self.labels, reviews=self.reviews)
-        write_atomically(path, buffer.getvalue())
-        return path
-
-
-def next_budget(found: Diagnosis, budget: int) -> NextBudget:
-    """Share out `budget` labels by the errors that labels can mend: unseen ones buy, mislabelled ones have checked.
-
-    No more is checked than there is suspected; what that leaves is bought, where there were unseen errors.
-    """
-    unseen, mislabelled = found.clusters[UNSEEN], found.clusters[MISLABELLED]
-    errors = int(unseen.sum() + mislabelled.sum())
-    to_check = round(budget * int(mislabelled.sum()) / errors) if errors else 0
-    reviews = np.minimum(in_proportion(to_check, mislabelled), found.suspects)
-    return NextBudget(found.centroids, in_proportion(budget - int(reviews.sum()), unseen), reviews)
-
-
-def in_proportion(total: int, weights: Counts) -> Counts:
-    """[k]: `total` in whole parts like the weights, by largest remainders; all 0 where the weights are."""
-    if not weights.sum():
-        return np.zeros(len(weights), dtype=np.int64)
-    exact = total * weights / weights.sum()
-    parts = np.floor(exact).astype(np.int64)
-    parts[np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]] += 1
-    return np.asarray(parts)
-
-
 def _keep(settings: Settings, found: Diagnosis, url: str) -> None:
     """For whoever asks without the registry: what was said, where the report is, and what the next labels are for."""
     folder = settings.folder / "reports"
     said = {"sentence": found.sentence, "url": url}
     write_atomically(folder / f"errors-{found.version}.json", json.dumps(said, indent=2).encode())
-    budget = max(1, int(settings.labels.budget_share * found.rows))
-    next_budget(found, budget).save(folder / f"next-budget-{found.version}.npz")
+    save(settings.next_budget(found.version), next_budget(found.centroids, found.clusters))

@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from test_loop import in_small, run_steps
-from tiny_sites import CLASSES, LABELLING, TINY, initial, make_engine, make_site, pictures
+from tiny_sites import LABELLING, TINY, initial, make_engine, make_site, pictures
 
 from models.errors import Missing
 from models.images import encode_png
 from monitoring.traffic import Prediction, TrafficLog
 from pipelines import diagnose, registry
-from pipelines.diagnose import Diagnosis, Learned, in_proportion, next_budget
+from pipelines.diagnose import Diagnosis, Learned
 from pipelines.federated.causes import CAUSES
 from pipelines.federated.doubts import doubts
 from pipelines.federated.engines.local import LocalEngine
-from pipelines.federated.jobs import Case, DiagnoseAnswer, Parameters
+from pipelines.federated.jobs import Case, Parameters
 from pipelines.federated.site import Site
 from pipelines.gather import site_stores
 from pipelines.settings import DiagnosisSettings, Settings
@@ -139,46 +136,6 @@ def test_a_site_that_learned_nothing_is_answered_for(tmp_path: Path) -> None:
     found = diagnose.diagnose(engine, replace(learned, evaluation={}), initial(), 1, FEW, 0)
     assert found.rows == 0
     assert found.sentence == "no errors in 0 labelled rows"
-
-
-# -- the next budget --------------------------------------------------------------------------------------------
-
-
-def diagnosis_with(unseen: list[int], mislabelled: list[int], suspects: list[int]) -> Diagnosis:
-    clusters = np.zeros((len(CAUSES), len(unseen)), dtype=np.int64)
-    clusters[0], clusters[1] = unseen, mislabelled
-    none = np.zeros((2, 20), dtype=np.int64)
-    nothing = np.zeros((len(unseen), CLASSES), dtype=np.int64)
-    answer = DiagnoseAnswer(
-        0, clusters[:, :CLASSES], clusters, none, nothing, nothing, np.array(suspects), np.zeros(0, dtype=int), 0
-    )
-    return Diagnosis(1, 0.05, np.zeros((len(unseen), 2)), {"a": answer})
-
-
-counts = st.lists(st.integers(0, 50), min_size=4, max_size=4)
-
-
-@given(counts, counts, counts, st.integers(0, 300))
-def test_a_budget_is_never_overspent_and_goes_where_the_errors_are(
-    unseen: list[int], mislabelled: list[int], suspects: list[int], budget: int
-) -> None:
-    wanted = next_budget(diagnosis_with(unseen, mislabelled, suspects), budget)
-    assert wanted.labels.sum() + wanted.reviews.sum() <= budget
-    assert (wanted.reviews <= suspects).all()
-    assert (wanted.labels[np.array(unseen) == 0] == 0).all()
-    assert (wanted.reviews[np.array(mislabelled) == 0] == 0).all()
-    if sum(unseen):
-        assert wanted.labels.sum() + wanted.reviews.sum() == budget
-
-
-@given(st.integers(0, 1000), arrays(np.int64, 6, elements=st.integers(0, 40)))
-def test_whole_parts_are_within_one_of_the_exact_ones(total: int, weights: np.ndarray) -> None:  # type: ignore[type-arg]
-    parts = in_proportion(total, weights)
-    if weights.sum():
-        assert parts.sum() == total
-        assert (np.abs(parts - total * weights / weights.sum()) < 1).all()
-    else:
-        assert parts.sum() == 0
 
 
 # -- a registered version ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tiny_sites import make_site
 
 from pipelines.federated import votes
 from pipelines.federated.queue import (
+    DOUBTED,
     People,
     Wanted,
     enqueue,
@@ -77,7 +78,7 @@ class Desk(RuleBasedStateMachine):
             assert any(item.row_id == row and item.withdrawn_at is None for item in after.values())
         begun = self.replay()
         for number, item in before.items():
-            if begun.get(number) or item.row_id in rows:
+            if begun.get(number) or item.row_id in rows or item.reason == DOUBTED:
                 assert after[number].withdrawn_at is None or item.withdrawn_at is not None
         enqueue(self.database, asked, PNGS)
         assert self.items() == after, "the same question again changed something"
@@ -85,7 +86,7 @@ class Desk(RuleBasedStateMachine):
     @rule(rows=st.sets(st.sampled_from(ROWS), min_size=1, max_size=3))
     def somebody_doubts(self, rows: set[str]) -> None:
         labels = self.store.annotations()
-        enqueue(self.database, wanted(sorted(rows)), PNGS, again=True)
+        enqueue(self.database, [Wanted(row, 0, DOUBTED) for row in sorted(rows)], PNGS, again=True)
         assert self.store.annotations() == labels
 
     def asked_anew(self, number: int) -> bool:
