@@ -205,13 +205,20 @@ def quality_of(images: Images) -> Floats:
 
 
 def _with_cases(site: Site, job: DiagnoseJob, errors: Errors) -> Errors:
-    """The errors on evaluation rows and, after them, those of the cases that can be read and are no such row."""
+    """The errors on evaluation rows and, after them, those of the cases that can be read and are no such row.
+
+    A case that is such a row, with the same truth, is that row's error.
+    """
     rows, _ = site.images(job.evaluation, "evaluation")
     known = set(rows["row_id"])
+    own = {content_hash(encode_png(image)): i for i, image in enumerate(errors.images)} if job.cases else {}
     images, kept, sent = [], [], []
     for place, case in enumerate(job.cases):
         with suppress(BadInput):
-            if case.prediction != case.label and content_hash(case.png) not in known:
+            name = content_hash(case.png)
+            if name in own and errors.truth[own[name]] == case.label:
+                errors.sent[own[name]] = place
+            elif case.prediction != case.label and name not in known:
                 images.append(decode_png(case.png, site.task.input))
                 kept.append(case)
                 sent.append(place)

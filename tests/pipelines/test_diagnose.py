@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_case_gate import submit
 from test_loop import in_small, run_steps
 from tiny_sites import LABELLING, TINY, initial, make_engine, make_site, pictures
 
 from models.errors import Missing
 from models.images import encode_png
+from monitoring.cases import findings, live
 from monitoring.traffic import Prediction, TrafficLog
-from pipelines import diagnose, registry
+from pipelines import diagnose, loop, registry
+from pipelines.cases import failing_cases, opened, states
 from pipelines.diagnose import Diagnosis, Learned
 from pipelines.federated.causes import CAUSES
 from pipelines.federated.doubts import doubts
@@ -23,6 +26,7 @@ from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import Case, Parameters
 from pipelines.federated.site import Site
 from pipelines.gather import site_stores
+from pipelines.serving_model import load_version
 from pipelines.settings import DiagnosisSettings, Settings
 from pipelines.tracking import connection
 
@@ -84,18 +88,34 @@ def test_cases_are_diagnosed_beside_evaluation_rows_and_none_of_them_twice(tmp_p
     dark = np.zeros((1, 8, 8, 1), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[None, :, None, None]
     rows = engine.sites["a"].store.rows(learned.evaluation["a"], "evaluation")
     known = Case(rows["png"].iloc[0], 0, 1, 0.9)
+    nowhere = Case(encode_png(np.flip(dark[0], axis=1)), 0, 1, 0.9, "case")
     cases = {
         "a": [
             Case(encode_png(dark[0]), 0, 1, 0.9, "case"),
             Case(encode_png(pictures(np.zeros(1, dtype=np.int64), 77)[0]), 0, 0, 0.9),
             Case(b"no picture", 0, 1, 0.9),
             known,
-        ]
+        ],
+        "": [nowhere],
     }
     found = diagnosed(engine, learned, cases=cases)
-    assert found.causes["unreadable"] == 1
-    assert found.answers["a"].cases.tolist() == [CAUSES.index("unreadable"), -1, -1, -1]
-    assert found.rows == 37, "right answers, unreadable bytes and rows that are judged anyway are no cases"
+    assert found.causes["unreadable"] == 2
+    unreadable = CAUSES.index("unreadable")
+    asked = {site: answer.cases.tolist() for site, answer in found.answers.items()}
+    assert asked == {"a": [unreadable, unreadable, -1, -1, -1], "b": [], "c": []}
+    assert found.told == [(nowhere, "unreadable"), (cases["a"][0], "unreadable")]
+    assert found.rows == 38, "right answers, unreadable bytes and rows that are judged anyway are no cases"
+
+
+def test_a_case_that_is_an_evaluation_row_has_the_cause_of_that_rows_error(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path, without=2)
+    store = engine.sites["a"].store
+    rows = store.rows(learned.evaluation["a"], "evaluation")
+    truth = store.truth(rows["row_id"]).to_numpy(dtype=int)
+    same = Case(rows["png"].iloc[int(np.flatnonzero(truth == 2)[0])], 2, 1, 0.9, "case")
+    found = diagnosed(engine, learned, cases={"a": [same, replace(same, label=0)]})
+    assert found.told == [(same, "unseen")]
+    assert found.causes["unseen"] == found.rows - 24 == 12, "and is one error"
 
 
 def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
@@ -148,12 +168,22 @@ def test_a_version_is_diagnosed_logged_and_tagged(settings: Settings) -> None:
     done = run_steps(tiny)
     site = next(iter(site_stores(tiny)))
     log_wrong_answer(tiny, site)
+    expected = submit(tiny, dict.fromkeys(range(6), 0))
+    failing = {case.case_id for case, _ in failing_cases(tiny, loop.weights_of(tiny, 1))}
+    assert failing
 
     found, path = diagnose.diagnose_version(tiny)
+    assert len(found.told) == len(failing) + 1
+    with opened(tiny) as log:
+        kept = {each.case_id: each.cause for each in findings(log.engine, 1)}
+        shown = states(tiny.task, log, live(log.engine), load_version(tiny, registry.version(tiny, 1)).predict, 1)
+    assert kept.keys() == failing <= set(expected.values())
+    assert set(kept.values()) <= set(CAUSES)
+    assert {each.case.case_id: each.cause for each in shown if each.state == "failed"} == kept
     sources = json.loads(site_stores(tiny)[site].report("1", "json").read_text())
-    assert found.rows == done.found.challenger.overall.rows + 1
+    assert found.rows == done.found.challenger.overall.rows + len(failing) + 1
     errors = done.found.challenger.overall.rows * (1 - done.found.challenger.overall.accuracy)
-    assert sum(found.causes.values()) == round(errors) + 1
+    assert sum(found.causes.values()) == round(errors) + len(failing) + 1
     assert sources
     assert "data:image" not in path.read_text(), "a live report shows no picture"
     assert "The pictures stay at the sites" in path.read_text()
@@ -168,8 +198,8 @@ def test_a_version_is_diagnosed_logged_and_tagged(settings: Settings) -> None:
     assert diagnose.errors_told(tiny, 2) == ""
 
     ours = tiny.model_copy(update={"diagnosis": FEW.model_copy(update={"pictures": True})})
-    _, shown = diagnose.diagnose_version(ours)
-    assert "data:image" in shown.read_text()
+    _, page = diagnose.diagnose_version(ours)
+    assert "data:image" in page.read_text()
 
 
 def log_wrong_answer(settings: Settings, site: str) -> None:
