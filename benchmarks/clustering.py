@@ -34,7 +34,7 @@ from pipelines.federated.files import write_atomically
 from pipelines.summarize import summarize
 
 RESULTS = Path(__file__).parent / "results" / "clustering.json"
-CLUSTERS = (10, 100)
+CLUSTERS = (10, 100, 300)
 WAYS = {"one-shot": 0, "iterative": 3}
 
 

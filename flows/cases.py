@@ -60,7 +60,7 @@ def list_cases(
     ] = None,
     task: TaskName = "digits",
 ) -> None:
-    """Show every case, newest first, with what the champion answers to it."""
+    """Show every case, newest first, with what the champion answers to it and, once diagnosed, why it errs."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -74,14 +74,16 @@ def list_cases(
     champion = by_alias(settings, CHAMPION)
     model = None if champion is None else load_version(settings, champion)
     with opened(settings) as log:
-        found = states(settings.task, log, page(log.engine, None, None), model.predict if model else None)
+        number = champion.number if champion else None
+        found = states(settings.task, log, page(log.engine, None, None), model.predict if model else None, number)
     served = "no model serves" if champion is None else f"version {champion.number} answers"
     shown = Table(title=f"cases of {settings.model_name}; {served}", title_justify="left")
-    for column in ("case", "version", "expected", "answer", "state", "site", "by", "note"):
+    for column in ("case", "version", "expected", "answer", "state", "cause", "site", "by", "note"):
         shown.add_column(column)
     for each in (each for each in found if state in (None, each.state)):
         case = each.case
-        words = (case.expected, each.answer or "", each.why or each.state, case.site or "", case.submitter, case.note)
+        said = (each.answer or "", each.why or each.state, each.cause or "")
+        words = (case.expected, *said, case.site or "", case.submitter, case.note)
         shown.add_row(short(case.case_id), str(case.version), *map(escape, words))
     CONSOLE.print(shown)
 

@@ -30,11 +30,10 @@ def token(
     revoke: Annotated[bool, typer.Option("--revoke", help="end all tokens of this person instead")] = False,
 ) -> None:
     """Make a token that opens the site's desk for one person. It is shown once; only its hash is kept, at the site."""
-    from pipelines.federated.queue_tables import open_database
     from pipelines.federated.tokens import make_token, revoke_tokens
 
     settings, store = _site(task, site)
-    database = open_database(store.root)
+    database = store.database
     if revoke:
         typer.echo(f"{revoke_tokens(database, annotator)} of {annotator}'s tokens at {site} ended; the votes stay")
         return
@@ -52,10 +51,9 @@ def export(
 ) -> None:
     """Every row of the queue with its label, where it has one. Label Studio's JSON holds the pictures themselves."""
     from pipelines.desk import exchange
-    from pipelines.federated.queue_tables import open_database
 
     settings, store = _site(task, site)
-    text = exchange.write(open_database(store.root), settings.task.classes, exchange.format_of(format))
+    text = exchange.write(store.database, settings.task.classes, exchange.format_of(format))
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -75,14 +73,13 @@ def take_in(
 ) -> None:
     """Votes from a file. Bad lines are listed with their numbers and good ones taken; again, it changes nothing."""
     from pipelines.desk import exchange
-    from pipelines.federated.queue_tables import open_database
 
     settings, store = _site(task, site)
     if not file.is_file():
         raise Missing(f"there is no file {file}")
     text = file.read_text(encoding="utf-8-sig")
     taken = exchange.read(
-        open_database(store.root), settings.task.classes, text, exchange.format_of(format), annotator, trust_names=True
+        store.database, settings.task.classes, text, exchange.format_of(format), annotator, trust_names=True
     )
     for sentence in taken.refused:
         typer.echo(sentence, err=True)
@@ -97,13 +94,13 @@ def doubt(
     opinions: Annotated[int, typer.Option(min=1, max=2, help="people that must agree")] = 1,
     task: TaskOption = "digits",
 ) -> None:
-    """Put labels that the last labelling suspects to be wrong before others than those who gave them."""
-    from pipelines.federated.queue import second_opinion
+    """Put labels that the last labelling or diagnosis suspects to be wrong before others than those who gave them."""
+    from pipelines.federated.doubts import ask_again, doubts
 
     _, store = _site(task, site)
-    suspected = list(store.suspects())
-    second_opinion(store, suspected, "suspected wrong", opinions)
-    typer.echo(f"{len(suspected)} labels at {site} are suspected to be wrong; the desk asks for a second opinion")
+    doubted = [each.row_id for each in doubts(store)]
+    new = ask_again(store, doubted, opinions)
+    typer.echo(f"{len(doubted)} labels at {site} are suspected to be wrong; the desk asks anew about {new} of them")
 
 
 def _site(task: str, site: str) -> tuple[Settings, SiteStore]:

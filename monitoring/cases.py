@@ -8,7 +8,7 @@ from the start, so no row of a site crosses anything here.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,16 +210,6 @@ def keep_findings(engine: sa.Engine, found: Sequence[Finding]) -> None:
         if rows:
             with engine.begin() as connection:
                 connection.execute(CASE_FINDINGS.insert(), rows)
-
-
-def keep_causes(engine: sa.Engine, model_version: int, causes: Mapping[str, str]) -> None:
-    """Append why a version of the model failed cases; causes: case id → cause.
-
-    Raises:
-        UnknownCase: there is no such case.
-    """
-    newest = [find(engine, case_id) for case_id in causes]
-    keep_findings(engine, [Finding(c.case_id, c.version, model_version, False, causes[c.case_id]) for c in newest])
 
 
 def findings(engine: sa.Engine, model_version: int | None = None, case_id: str | None = None) -> list[Finding]:

@@ -20,9 +20,13 @@ from models.task import Task
 from monitoring import cases as book
 from monitoring.cases import Case, Finding
 from monitoring.traffic import TrafficLog
-from pipelines.federated.jobs import Counts, Floats, Parameters
+from pipelines.federated.jobs import Case as WrongAnswer
+from pipelines.federated.jobs import Counts, Parameters
 from pipelines.federated.scoring import class_probabilities
 from pipelines.settings import Settings
+
+CUSTOMERS = "a customer's case"
+"""What a diagnosis and its report call the source of these wrong answers."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,14 @@ State = Literal["passed", "failed", "unasked", "withdrawn"]
 
 @dataclass(frozen=True)
 class CaseState:
-    """A case beside what a model says of it. why: it was not asked."""
+    """A case beside what a model says of it. why: it was not asked; cause: of a wrong answer, once it was diagnosed."""
 
     case: Case
     state: State
     answer: str | None = None
     confidence: float | None = None
     why: str | None = None
+    cause: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,19 +88,6 @@ class CaseReport:
         ]
 
 
-@dataclass(frozen=True)
-class FailingCases:
-    """What a model fails, as a diagnosis takes it: images uint8 [n, height, width, channels], labels and predictions
-    int64 [n], probabilities [n, classes], each in the order of the cases.
-    """
-
-    cases: tuple[Case, ...]
-    images: Images
-    labels: Counts
-    predictions: Counts
-    probabilities: Floats
-
-
 @contextmanager
 def opened(settings: Settings) -> Iterator[TrafficLog]:
     log = TrafficLog.open(settings.database_url, settings.images)
@@ -122,18 +114,28 @@ def questions(task: Task, log: TrafficLog, cases: Sequence[Case]) -> Questions:
 
 
 def states(
-    task: Task, log: TrafficLog, cases: Sequence[Case], predict: Callable[[Images], NDArray[Any]] | None
+    task: Task,
+    log: TrafficLog,
+    cases: Sequence[Case],
+    predict: Callable[[Images], NDArray[Any]] | None,
+    version: int | None = None,
 ) -> list[CaseState]:
-    """What a model says of cases. predict: images uint8 [n, height, width, channels] → [n, classes]; None: no model."""
+    """What a model says of cases. predict: images uint8 [n, height, width, channels] → [n, classes]; None: no model.
+
+    version: of the model, whose diagnosis has the causes.
+    """
     asked = questions(task, log, [case for case in cases if not case.withdrawn])
     why = {case.case_id: reason for case, reason in asked.unasked}
+    found = book.findings(log.engine, version) if version else []
+    causes = {(each.case_id, each.case_version): each.cause for each in found if each.cause}
     answers = {}
     if predict is not None and asked.cases:
         for case, row in zip(asked.cases, predict(asked.images), strict=True):
             best = int(row.argmax())
             said = task.classes[best]
             state: State = "passed" if said == case.expected else "failed"
-            answers[case.case_id] = CaseState(case, state, said, float(row[best]))
+            cause = causes.get((case.case_id, case.version)) if state == "failed" else None
+            answers[case.case_id] = CaseState(case, state, said, float(row[best]), cause=cause)
 
     def state_of(case: Case) -> CaseState:
         if case.withdrawn:
@@ -155,15 +157,16 @@ def ask_cases(settings: Settings, challenger: Parameters, champion: Parameters |
     return CaseReport(asked, passed(challenger), None if champion is None else passed(champion))
 
 
-def failing_cases(settings: Settings, parameters: Parameters) -> FailingCases:
-    """The live cases that a model with these weights fails, as plain arrays: a diagnosis takes them like any error."""
+def failing_cases(settings: Settings, parameters: Parameters) -> list[tuple[Case, WrongAnswer]]:
+    """The live cases that a model with these weights fails, each as a diagnosis takes it: like any wrong answer."""
     with opened(settings) as log:
         asked = questions(settings.task, log, book.live(log.engine))
-    probabilities = class_probabilities(settings.task, parameters, asked.images)
-    said = probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(said != asked.labels)
-    cases = tuple(asked.cases[i] for i in wrong)
-    return FailingCases(cases, asked.images[wrong], asked.labels[wrong], said[wrong], probabilities[wrong])
+        chance = class_probabilities(settings.task, parameters, asked.images)
+        return [
+            (case, WrongAnswer(log.image(case.case_id), int(label), int(row.argmax()), float(row.max()), CUSTOMERS))
+            for case, label, row in zip(asked.cases, asked.labels, chance, strict=True)
+            if row.argmax() != label
+        ]
 
 
 def keep_report(settings: Settings, report: CaseReport, challenger: int, champion: int | None) -> None:

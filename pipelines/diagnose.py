@@ -1,12 +1,12 @@
 """Why does a version err? Every site looks for the causes of its own errors; here the counts come together.
 
-In go a registered version and, from the traffic log, wrong answers that have been labelled since. Out come counts by
-cause, site, class and cluster, a report on the version's run, and what the next label budget should go to.
+In go a registered version, from the traffic log wrong answers that have been labelled since, and the customers' cases
+that it fails. Out come counts by cause, site, class and cluster, a report on the version's run, the causes of the
+cases, and what the next label budget should go to.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,13 @@ import numpy as np
 
 from models.artifact import read as read_weights
 from models.errors import FedloopError, Missing
+from models.images import content_hash
 from models.task import Task
-from monitoring.traffic import TrafficLog
+from monitoring.cases import Case as CustomersCase
+from monitoring.cases import Finding, keep_findings
 from pipelines import registry
-from pipelines.federated.causes import MISLABELLED, NEXT_STEP, UNSEEN, by_cause
+from pipelines.cases import CUSTOMERS, failing_cases, opened
+from pipelines.federated.causes import CAUSES, NEXT_STEP, by_cause
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.error_page import (
     Page,
@@ -42,6 +45,7 @@ from pipelines.federated.jobs import (
     Parameters,
 )
 from pipelines.gather import embedded_engine, frozen, site_stores
+from pipelines.next_budget import next_budget, save
 from pipelines.settings import DiagnosisSettings, Settings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 from pipelines.tracking import KEY, Run, artifact_url
@@ -69,12 +73,16 @@ class Learned:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The sites' answers about one version, over the clusters of `centroids` [k, d] in the task's embedding."""
+    """The sites' answers about one version, over the clusters of `centroids` [k, d] in the task's embedding.
+
+    cases: by the site that was asked about them, in the order of its answer.
+    """
 
     version: int
     rate: float
     centroids: Floats
     answers: Mapping[str, DiagnoseAnswer]
+    cases: Cases
 
     @property
     def rows(self) -> int:
@@ -94,6 +102,12 @@ class Diagnosis:
     def suspects(self) -> Counts:
         """[k]: training rows whose label is to be checked."""
         return np.asarray(np.sum([answer.suspects for answer in self.answers.values()], axis=0))
+
+    @property
+    def told(self) -> list[tuple[Case, str]]:
+        """The cases that were looked at, each with its cause."""
+        every = [pair for site, own in self.cases.items() for pair in zip(own, self.answers[site].cases, strict=True)]
+        return [(case, CAUSES[cause]) for case, cause in every if cause >= 0]
 
     @property
     def causes(self) -> dict[str, int]:
@@ -130,7 +144,8 @@ def diagnose(
     """
     jobs = jobs_of(engine, learned, parameters, version, settings, seed, cases or {})
     centroids = next(iter(jobs.values())).centroids
-    return Diagnosis(version, settings.rate, centroids, ask_all(engine, jobs, DiagnoseAnswer))
+    sent = {site: job.cases for site, job in jobs.items()}
+    return Diagnosis(version, settings.rate, centroids, ask_all(engine, jobs, DiagnoseAnswer), sent)
 
 
 def jobs_of(
@@ -158,13 +173,19 @@ def jobs_of(
             radii=_radii_elsewhere(summary, site, settings.rate),
             rate=settings.rate,
             explained=settings.explained,
-            cases=tuple(cases.get(site, ())),
         )
         for site in sites
     }
-    counts = ask_all(engine, jobs, DiagnoseAnswer).values()
-    labels, truths = (np.sum([getattr(each, name) for each in counts], axis=0) for name in ("labels", "truths"))
-    return {site: replace(job, labels=labels, truths=truths) for site, job in jobs.items()}
+    counts = ask_all(engine, jobs, DiagnoseAnswer)
+    labels, truths = (
+        np.sum([getattr(each, name) for each in counts.values()], axis=0) for name in ("labels", "truths")
+    )
+    # Whoever learned most is asked about what comes from nowhere, or from where nothing was learned.
+    most = max(sites, key=lambda site: int(counts[site].labels.sum()))
+    sent: dict[str, list[Case]] = {site: [] for site in sites}
+    for site, own in sorted(cases.items()):
+        sent[site if site in sent else most].extend(own)
+    return {site: replace(job, labels=labels, truths=truths, cases=tuple(sent[site])) for site, job in jobs.items()}
 
 
 def _radii_elsewhere(summary: DataSummary, site: str, rate: float) -> Floats:
@@ -204,7 +225,10 @@ def diagnose_version(settings: Settings, number: int = 0) -> tuple[Diagnosis, Pa
         tuple(json.loads(tags["fedloop.labellings"])),
     )
     parameters = read_weights(registry.fetch(settings, version.number))[0]
+    customers = failing_cases(settings, parameters)
     cases = labelled_traffic(settings, version.number)
+    for case, wrong in customers:
+        cases.setdefault(case.site or "", []).append(wrong)
     found = diagnose(
         embedded_engine(settings), learned, parameters, version.number, settings.diagnosis, settings.seed, cases
     )
@@ -213,6 +237,7 @@ def diagnose_version(settings: Settings, number: int = 0) -> tuple[Diagnosis, Pa
     run.artifact(path, "errors")
     run.end()
     registry.tag(settings, version.number, {REPORT_TAG: found.sentence})
+    keep_case_causes(settings, found, [case for case, _ in customers])
     _keep(settings, found, artifact_url(settings, run.run_id, f"errors/{path.name}"))
     LOG.info("diagnose: %s", found.sentence)
     return found, path
@@ -236,8 +261,7 @@ def _newest(settings: Settings) -> registry.Version:
 
 def labelled_traffic(settings: Settings, version: int) -> dict[str, list[Case]]:
     """The newest wrong answers of a version whose labels have come, by site."""
-    log = TrafficLog.open(settings.database_url, settings.images)
-    try:
+    with opened(settings) as log:
         last = log.last_seq()
         rows = log.between(max(1, last - settings.retrain.maximum_new_rows + 1), last + 1)
         rows = rows[rows["label"].notna() & (rows["model_version"] == version)]
@@ -249,8 +273,17 @@ def labelled_traffic(settings: Settings, version: int) -> dict[str, list[Case]]:
             )
             cases.setdefault(str(row["site"]), []).append(case)
         return cases
-    finally:
-        log.close()
+
+
+def keep_case_causes(settings: Settings, found: Diagnosis, failing: Sequence[CustomersCase]) -> None:
+    """Append to the findings why the version failed customers' cases, which are named by their pictures' content."""
+    causes = {content_hash(case.png): cause for case, cause in found.told if case.source == CUSTOMERS}
+    with opened(settings) as log:
+        keep_findings(log.engine, [
+            Finding(case.case_id, case.version, found.version, False, causes[case.case_id])
+            for case in failing
+            if case.case_id in causes
+        ])  # fmt: skip
 
 
 def write_report(settings: Settings, found: Diagnosis) -> Path:
@@ -297,50 +330,9 @@ def errors_told(settings: Settings, version: int) -> str:
     return f"Version {version}: {said['sentence']} The report: {said['url']}"
 
 
-# -- what the next labels should go to --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class NextBudget:
-    """What a version's errors ask of the next labels, by cluster: labels [k] to buy, labels to have checked [k]."""
-
-    centroids: Floats  # [k, d], in the task's embedding
-    labels: Counts
-    reviews: Counts
-
-    def save(self, path: Path) -> Path:
-        buffer = io.BytesIO()
-        np.savez(buffer, centroids=self.centroids, labels=self.labels, reviews=self.reviews)
-        write_atomically(path, buffer.getvalue())
-        return path
-
-
-def next_budget(found: Diagnosis, budget: int) -> NextBudget:
-    """Share out `budget` labels by the errors that labels can mend: unseen ones buy, mislabelled ones have checked.
-
-    No more is checked than there is suspected; what that leaves is bought, where there were unseen errors.
-    """
-    unseen, mislabelled = found.clusters[UNSEEN], found.clusters[MISLABELLED]
-    errors = int(unseen.sum() + mislabelled.sum())
-    to_check = round(budget * int(mislabelled.sum()) / errors) if errors else 0
-    reviews = np.minimum(in_proportion(to_check, mislabelled), found.suspects)
-    return NextBudget(found.centroids, in_proportion(budget - int(reviews.sum()), unseen), reviews)
-
-
-def in_proportion(total: int, weights: Counts) -> Counts:
-    """[k]: `total` in whole parts like the weights, by largest remainders; all 0 where the weights are."""
-    if not weights.sum():
-        return np.zeros(len(weights), dtype=np.int64)
-    exact = total * weights / weights.sum()
-    parts = np.floor(exact).astype(np.int64)
-    parts[np.argsort(parts - exact, kind="stable")[: total - int(parts.sum())]] += 1
-    return np.asarray(parts)
-
-
 def _keep(settings: Settings, found: Diagnosis, url: str) -> None:
     """For whoever asks without the registry: what was said, where the report is, and what the next labels are for."""
     folder = settings.folder / "reports"
     said = {"sentence": found.sentence, "url": url}
     write_atomically(folder / f"errors-{found.version}.json", json.dumps(said, indent=2).encode())
-    budget = max(1, int(settings.labels.budget_share * found.rows))
-    next_budget(found, budget).save(folder / f"next-budget-{found.version}.npz")
+    save(settings.next_budget(found.version), next_budget(found.centroids, found.clusters))

@@ -17,6 +17,7 @@ from pipelines.federated.engines.engine import Engine
 from pipelines.federated.files import digest
 from pipelines.federated.jobs import AnnotateJob, Counts, Parameters, Singles, SpreadAnswer, SpreadJob
 from pipelines.federated.spreading import agreed_labels
+from pipelines.next_budget import NextBudget, in_proportion
 from pipelines.settings import LabelSettings
 from pipelines.summarize import DataSummary, Snapshots, ask_all, summarize
 
@@ -51,11 +52,13 @@ def label(
     seed: int,
     model: Parameters | None = None,
     known: Snapshots | None = None,
+    wanted: NextBudget | None = None,
 ) -> Labelling:
     """Buy labels for `budget_share` of the rows and spread them; the labels themselves stay at the sites.
 
     rows: how many training rows the snapshots hold, over all sites. model: weights whose features help to cluster and
-    whose doubts may choose. known: earlier training rows, which say what is new.
+    whose doubts may choose. known: earlier training rows, which say what is new. wanted: where the champion errs, which
+    strategies that choose by cluster follow with `error_share` of the budget, times the unseen errors' share of all.
 
     Raises:
         BadInput: a site could not answer, or no site has rows enough to cluster.
@@ -66,15 +69,16 @@ def label(
         name = FIRST
     strategy = STRATEGIES[name]
     budget = max(1, int(settings.budget_share * rows))
-    clusters = max(1, budget // settings.per_cluster)
+    followed = int(settings.error_share * wanted.share * budget) if wanted and strategy.clustered else 0
+    clusters = max(1, (budget - followed) // settings.per_cluster)
     summary = summarize(engine, snapshots, clusters, settings.lloyd_rounds, seed, model)
     before = summary
     if name == "drifted" and known and any(known.values()):
         before = summarize(engine, known, clusters, settings.lloyd_rounds, seed, model, basis=summary.basis)
     if strategy.clustered:
-        quota = share_out(
-            summary.counts, budget, settings.per_cluster, seed, summary.closest if name == "central" else None
-        )
+        closest = summary.closest if name == "central" else None
+        more = in_proportion(followed, wanted.weights(summary)) if wanted else None
+        quota = share_out(summary.counts, budget, settings.per_cluster, seed, closest, more)
     else:
         quota = share_out({s: c.sum(keepdims=True) for s, c in summary.counts.items()}, budget, budget, seed)
     sites, asked = list(quota), model if strategy.needs_model else None
@@ -109,18 +113,23 @@ def label(
 
 
 def share_out(
-    stock: dict[str, Counts], budget: int, per_cluster: int, seed: int, closest: dict[str, Singles] | None = None
+    stock: dict[str, Counts],
+    budget: int,
+    per_cluster: int,
+    seed: int,
+    closest: dict[str, Singles] | None = None,
+    more: Counts | None = None,
 ) -> dict[str, Counts]:
     """Site → [k]: how many rows of each cluster it is to label, of those it has (stock: site → [k]).
 
-    Every cluster gets `per_cluster`, what is left goes to the largest ones. A cluster's share goes one by one to the
-    sites that have the rows closest to its centroid (closest: site → [k]); without that, as if its rows were drawn at
-    random wherever they live, by a hypergeometric draw.
+    Every cluster gets `per_cluster` and what is asked for beyond that (more: [k]), what is left goes to the largest
+    ones. A cluster's share goes one by one to the sites that have the rows closest to its centroid (closest: site →
+    [k]); without that, as if its rows were drawn at random wherever they live, by a hypergeometric draw.
     """
     sites = sorted(stock)
     there = np.stack([stock[site] for site in sites])
     available = there.sum(axis=0)
-    wanted = np.minimum(per_cluster, available)
+    wanted = np.minimum(per_cluster if more is None else per_cluster + more, available)
     order = np.argsort(-available, kind="stable")
     while wanted.sum() > budget:
         wanted[order[::-1][np.argmax(wanted[order[::-1]] > 0)]] -= 1

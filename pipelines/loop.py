@@ -31,6 +31,7 @@ from pipelines.federated.training import train
 from pipelines.federated.work import LocalWork
 from pipelines.gather import Material, embedded_engine
 from pipelines.label import Labelling, label
+from pipelines.next_budget import load
 from pipelines.settings import Settings
 from pipelines.tracking import Run
 
@@ -77,11 +78,14 @@ def buy_labels(settings: Settings, material: Material, adapted: Trained | None =
         return None
     engine = embedded_engine(settings)
     encoder = trained_weights(adapted) if adapted else None
-    key = digest("label", material.new, settings.labels.inputs(), settings.seed, adapted.key if adapted else "")
+    # Where the champion errs says where a part of the budget goes; without a diagnosis the key is as it always was.
+    wanted = None if material.parent is None else load(settings.next_budget(material.parent))
+    asked = [wanted.id] if wanted else []
+    key = digest("label", material.new, settings.labels.inputs(), settings.seed, adapted.key if adapted else "", *asked)
 
     def compute() -> dict[str, Any]:
         before = {s: tuple(i for i in own if i not in material.new.get(s, ())) for s, own in material.train.items()}
-        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder, before)
+        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder, before, wanted)
         return {"id": made.id} | _figures(made)
 
     # People who have not finished are asked again by the next call, so what is incomplete is not kept as done.

@@ -88,7 +88,7 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
         def look() -> dict[str, Any]:
             model = served()
             page = book.page(log.engine, before, limit)
-            found = states(task, log, page, model.predict if model else None)
+            found = states(task, log, page, model.predict if model else None, model.version.number if model else None)
             return {
                 "cases": [_shown(each) for each in found if state in (None, each.state)],
                 "next": page[-1].seq if len(page) == limit else None,
@@ -164,6 +164,7 @@ def _version(case: Case) -> dict[str, Any]:
 
 def _shown(found: CaseState) -> dict[str, Any]:
     about = {"state": found.state, "answer": found.answer, "confidence": found.confidence, "why": found.why}
+    about["cause"] = found.cause
     return {"case_id": found.case.case_id} | _version(found.case) | about
 
 
@@ -177,7 +178,7 @@ _FILE_EXAMPLE = {
 }
 _SHOWN = {
     "case_id": _ID, "version": 1, "expected": "7", "withdrawn": False, "site": "clinic-1", "note": "", "at": 1.8e9,
-    "by": "customer", "state": "failed", "answer": "1", "confidence": 0.61, "why": None,
+    "by": "customer", "state": "failed", "answer": "1", "confidence": 0.61, "why": None, "cause": "unseen",
 }  # fmt: skip
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _ZIP: dict[str, Any] = {"requestBody": {"required": True, "content": {TYPES["/cases/file"][0]: _FILE}}}

@@ -46,6 +46,12 @@ class LabelSettings(BaseModel):
         "central", description="whose labels are bought; pipelines/federated/choosing.py says how"
     )
     per_cluster: int = Field(1, ge=1, description="rows bought to stand for one cluster")
+    error_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="of the budget, at most, for clusters where the champion met what it had not seen",
+    )
     lloyd_rounds: int = Field(3, ge=0, description="federated k-means iterations after the merge; 0: one-shot")
     spread: Literal["graph", "cluster", "none"] = "graph"
     spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a sure spread label in training")
@@ -219,6 +225,10 @@ class Settings(BaseSettings):
     def images(self) -> Path:
         """The image store of the traffic log."""
         return self.folder / "images"
+
+    def next_budget(self, version: int) -> Path:
+        """What a version's diagnosis asks of the next labels."""
+        return self.folder / "reports" / f"next-budget-{version}.npz"
 
     @property
     def spool(self) -> Path:

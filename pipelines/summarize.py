@@ -6,7 +6,8 @@ sites and averages their means, which is k-means on the pooled rows (Lloyd, 1982
 are alone in a cluster at their site: a site tells no mean of one row.
 
 So that hundreds of centroids of wide rows can travel, they do so in the few directions in which the sites' first
-centroids differ most, which nobody needs a row to know.
+centroids differ most, which nobody needs a row to know. And what travels between a site and the server is bounded:
+where many clusters are asked for there are fewer Lloyd iterations, and of very many fewer clusters.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from pipelines.federated.jobs import (
     ClusterJob,
     Counts,
     Failure,
+    Floats,
     Halves,
     Job,
     Parameters,
@@ -48,6 +50,9 @@ A = TypeVar("A", bound=Answer)
 
 DIRECTIONS = 32
 """Numbers that a row is projected to where it has more than twice as many."""
+SITE_BYTES, FIRST_BYTES, FRAMES_BYTES = 200_000, 60_000, 8_000
+"""Both ways, what a summary may cost a site but for an encoder's weights: in all, in its own centroids, and in whatever
+is around the numbers. Rows of more than 1,500 numbers cost more, as their basis alone does."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class DataSummary:
     """Global clusters. space: the sites' name of the rows in it; basis: [d, p], None where nothing was projected.
 
     centroids: [k, p]; by site: rows [k], mean distance of the nearest MINIMUM_ROWS rows [k], histograms of the distance
-    [k, bins]. radius: [k], root of the rows' mean squared distance.
+    [k, bins]. radius: [k], root of the rows' mean squared distance. starts: [n, d], start_rows: [n], the sites' first
+    centroids before they were projected, and their rows.
     """
 
     space: str
@@ -63,8 +69,15 @@ class DataSummary:
     centroids: Halves
     counts: dict[str, Counts]
     closest: dict[str, Singles]
-    distances: dict[str, Counts]
+    distances: dict[str, NDArray[np.int32]]
     radius: Singles
+    starts: Singles
+    start_rows: Floats
+
+    @property
+    def projected(self) -> Singles:
+        """The sites' first centroids [n, p] in the space of the global ones."""
+        return self.starts if self.basis is None else self.starts @ self.basis.astype(np.float32)
 
     @property
     def id(self) -> str:
@@ -108,8 +121,8 @@ def summarize(
 ) -> DataSummary:
     """Cluster everybody's training rows into (at most) `clusters` global clusters.
 
-    lloyd_rounds: 0 is one-shot. directions: 0 projects nothing. basis: of another summary, to share its space.
-    bins: of the histograms of distances.
+    lloyd_rounds: 0 is one-shot; fewer are made where SITE_BYTES are spent before. directions: 0 projects nothing.
+    basis: of another summary, to share its space. bins: of the histograms of distances.
 
     Raises:
         BadInput: a site failed, or no site has rows enough.
@@ -121,26 +134,28 @@ def summarize(
         "space", {s: snapshots[s] for s in sites}, seed, encoder and {n: v.tolist() for n, v in encoder.items()}
     )
     local = clusters_of_a_site(clusters, len(sites))
-    jobs = {s: ClusterJob(whole, snapshots[s], local, seed, encoder) for s in sites}
-    first = ask_all(engine, jobs, ClusterAnswer)
-    points = np.concatenate([first[site].centroids for site in sites]).astype(np.float32)
-    weights = np.concatenate([first[site].counts for site in sites]).astype(np.float64)
-    points, weights = points[weights > 0], weights[weights > 0]
-    if not len(points):
-        raise BadInput(f"no site has the {MINIMUM_ROWS} rows that clusters need; ingest more rows first")
-    space = whole
+    jobs = {s: ClusterJob(whole, snapshots[s], local, seed, FIRST_BYTES, encoder) for s in sites}
+    starts, start_rows, sent = _first(engine, jobs)
+    left, came = SITE_BYTES - FRAMES_BYTES - sent.nbytes, len(sent)
+    space, points, weights = whole, starts, start_rows
     if basis is None and 0 < 2 * directions < points.shape[1]:
         basis = principal_directions(points, weights, directions)
     if basis is not None:
         space = digest(whole, basis.tolist())
         ask_all(engine, {site: ProjectJob(whole, space, basis) for site in sites}, ProjectAnswer)
-        points = points @ basis.astype(np.float32)
-    wanted = min(clusters, len(points))
+        left, points = left - basis.nbytes, points @ basis.astype(np.float32)
+        if came < local:  # too few of the wide ones could be sent to start so many clusters from
+            narrow = {s: ClusterJob(space, None, local, seed, FIRST_BYTES // 2) for s in sites}
+            points, weights, sent = _first(engine, narrow)
+            left -= sent.nbytes
+    # Bytes of a cluster: there 2 a number, back its counts and distances, or in a Lloyd iteration its count and mean.
+    looked_at, moved = 2 * points.shape[1] + 16 + 4 * bins, 4 * points.shape[1] + 8
+    wanted = max(1, min(clusters, len(points), left // looked_at))
     merged = KMeans(wanted, n_init=4, random_state=seed).fit(points, sample_weight=weights)
     centroids = merged.cluster_centers_.astype(np.float16)
-    for _ in range(lloyd_rounds):
-        centroids = _moved(centroids, _assign(engine, space, sites, centroids))
-    answers = _assign(engine, space, sites, centroids, bins)
+    for _ in range(min(lloyd_rounds, max(0, left - wanted * looked_at) // (wanted * moved))):
+        centroids = _moved(centroids, _assign(engine, space, sites, centroids, moving=True))
+    answers = _assign(engine, space, sites, centroids, bins=bins)
     told = np.sum([a.counts * (a.squares > 0) for a in answers.values()], axis=0)
     squares = np.sum([a.counts * a.squares for a in answers.values()], axis=0)
     return DataSummary(
@@ -151,7 +166,23 @@ def summarize(
         {site: answer.closest for site, answer in answers.items()},
         {site: answer.distances for site, answer in answers.items()},
         np.sqrt(squares / np.maximum(told, 1)).astype(np.float32),
+        starts,
+        start_rows,
     )
+
+
+def _first(engine: Engine, jobs: Mapping[str, ClusterJob]) -> tuple[Singles, Floats, Halves]:
+    """All sites' own centroids [n, d] and their rows [n], and what one site sent.
+
+    Raises:
+        BadInput: a site failed, or no site has rows enough.
+    """
+    answers = ask_all(engine, jobs, ClusterAnswer).values()
+    points = np.concatenate([each.centroids for each in answers]).astype(np.float32)
+    weights = np.concatenate([each.counts for each in answers]).astype(np.float64)
+    if not weights.any():
+        raise BadInput(f"no site has the {MINIMUM_ROWS} rows that clusters need; ingest more rows first")
+    return points[weights > 0], weights[weights > 0], next(iter(answers)).centroids
 
 
 def clusters_of_a_site(clusters: int, sites: int) -> int:
@@ -177,6 +208,6 @@ def _moved(centroids: Halves, answers: Mapping[str, AssignAnswer]) -> Halves:
 
 
 def _assign(
-    engine: Engine, space: str, sites: Sequence[str], centroids: Halves, bins: int = 0
+    engine: Engine, space: str, sites: Sequence[str], centroids: Halves, moving: bool = False, bins: int = 0
 ) -> dict[str, AssignAnswer]:
-    return ask_all(engine, {site: AssignJob(space, centroids, bins) for site in sites}, AssignAnswer)
+    return ask_all(engine, {site: AssignJob(space, centroids, moving, bins) for site in sites}, AssignAnswer)

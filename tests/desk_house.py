@@ -12,7 +12,7 @@ from live_service import settings_in
 from models.images import content_hash, encode_png
 from models.task import Rows
 from pipelines.federated.queue import Wanted, enqueue
-from pipelines.federated.queue_tables import open_database
+from pipelines.federated.site_tables import open_database
 from pipelines.federated.store import SiteStore
 from pipelines.federated.tokens import make_token
 from pipelines.ingest import ingest

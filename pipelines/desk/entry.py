@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from pipelines.federated.queue_tables import open_database
+from pipelines.federated.site_tables import open_database
 from pipelines.federated.tokens import annotator_of
 from pipelines.serving_wire import Refusal
 from pipelines.settings import Settings

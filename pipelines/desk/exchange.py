@@ -23,8 +23,7 @@ import sqlalchemy as sa
 
 from models.errors import BadInput
 from models.images import data_uri
-from pipelines.federated.queue_tables import ITEMS, PICTURES, UNREADABLE
-from pipelines.federated.store import ANNOTATIONS
+from pipelines.federated.site_tables import ANNOTATIONS, ITEMS, PICTURES, UNREADABLE
 from pipelines.federated.tokens import ANNOTATOR
 from pipelines.federated.votes import STANDING, vote
 

@@ -11,7 +11,7 @@ from models.errors import BadInput
 from pipelines.desk import entry, exchange
 from pipelines.desk.entry import Seat
 from pipelines.federated.queue import Progress, picture, progress
-from pipelines.federated.queue_tables import UNREADABLE
+from pipelines.federated.site_tables import UNREADABLE
 from pipelines.federated.votes import Sheet, take, undo, vote
 from pipelines.serving_wire import Refusal
 from pipelines.settings import Settings

@@ -29,11 +29,15 @@ LOCAL_ITERATIONS = 30
 def cluster(site: Site, job: jobs.ClusterJob) -> jobs.ClusterAnswer:
     from sklearn.cluster import KMeans
 
-    rows, features = _embedded(site, job.snapshots, job.encoder)
-    site.store.write_space(job.space, rows["row_id"].tolist(), features)
-    centroids = np.zeros((job.clusters, features.shape[1]), dtype=np.float16)
-    counts = np.zeros(job.clusters, dtype=np.int64)
-    clusters = min(job.clusters, len(features) // MINIMUM_ROWS)
+    if job.snapshots is None:
+        _, features = site.store.space(job.space)
+    else:
+        rows, features = _embedded(site, job.snapshots, job.encoder)
+        site.store.write_space(job.space, rows["row_id"].tolist(), features)
+    most = max(1, min(job.clusters, job.size_bytes // (2 * features.shape[1])))
+    centroids = np.zeros((most, features.shape[1]), dtype=np.float16)
+    counts = np.zeros(most, dtype=np.int64)
+    clusters = min(most, len(features) // MINIMUM_ROWS)
     if clusters:
         seed = draw_seed(job.seed, site.name) % 2**31
         fitted = KMeans(clusters, n_init=1, max_iter=LOCAL_ITERATIONS, random_state=seed).fit(features)
@@ -56,18 +60,22 @@ def assign(site: Site, job: jobs.AssignJob) -> jobs.AssignAnswer:
     nearest, distance = nearest_centroid(features, job.centroids)
     clusters = len(job.centroids)
     counts = np.bincount(nearest, minlength=clusters).astype(np.int64)
-    means = np.zeros(job.centroids.shape, dtype=np.float16)
+    told = np.flatnonzero(counts >= MINIMUM_ROWS)
+    nothing = np.zeros(0, dtype=np.float32)
+    if job.moving:
+        means = np.zeros(job.centroids.shape, dtype=np.float16)
+        for index in told:
+            means[index] = features[nearest == index].mean(axis=0)
+        return jobs.AssignAnswer(counts, means, nothing, nothing, np.zeros((0, 0), dtype=np.int32))
     squares, closest = np.zeros(clusters, dtype=np.float32), np.full(clusters, np.inf, dtype=np.float32)
-    for index in np.flatnonzero(counts >= MINIMUM_ROWS):
-        members = nearest == index
-        means[index] = features[members].mean(axis=0)
-        squares[index] = np.mean(distance[members] ** 2)
-        closest[index] = np.sort(distance[members])[:MINIMUM_ROWS].mean()
-    histogram = np.zeros((clusters, job.bins), dtype=np.int64)
+    for index in told:
+        away = np.sort(distance[nearest == index])
+        squares[index], closest[index] = np.mean(away**2), away[:MINIMUM_ROWS].mean()
+    histogram = np.zeros((clusters, job.bins), dtype=np.int32)
     if job.bins:
         bins = np.minimum((distance / jobs.DISTANCE_RANGE * job.bins).astype(np.int64), job.bins - 1)
         np.add.at(histogram, (nearest, bins), 1)
-    return jobs.AssignAnswer(means, counts, squares, closest, histogram)
+    return jobs.AssignAnswer(counts, np.zeros((0, 0), dtype=np.float16), squares, closest, histogram)
 
 
 def _embedded(

@@ -80,13 +80,15 @@ class DescribeJob:
 class ClusterJob:
     """Embed the site's training rows, keep that as `space` at the site, and cluster them: where global clusters start.
 
-    encoder: weights of the task's model whose features join the task's embedding.
+    snapshots: None clusters what is in the space already. size_bytes: of the centroids that come back, at most, so that
+    there are fewer of wide rows. encoder: weights of the task's model whose features join the task's embedding.
     """
 
     space: str
-    snapshots: tuple[str, ...]
+    snapshots: tuple[str, ...] | None
     clusters: int
     seed: int
+    size_bytes: int
     encoder: Parameters | None = None
 
 
@@ -101,13 +103,15 @@ class ProjectJob:
 
 @dataclass(frozen=True)
 class AssignJob:
-    """Assign the rows of a space to the global centroids [k, p]: one federated Lloyd iteration.
+    """Assign the rows of a space to the global centroids [k, p].
 
+    moving: a federated Lloyd iteration, which asks for counts and means; else for everything but the means.
     bins: of a histogram of the distances between 0 and DISTANCE_RANGE; 0 asks for none.
     """
 
     space: str
     centroids: Halves
+    moving: bool
     bins: int = 0
 
 
@@ -265,13 +269,16 @@ class ProjectAnswer:
 
 @dataclass(frozen=True)
 class AssignAnswer:
-    """Per global cluster; means, squares and closest of clusters with fewer rows than MINIMUM_ROWS are 0, 0 and inf."""
+    """Per global cluster; means, squares and closest of clusters with fewer rows than MINIMUM_ROWS are 0, 0 and inf.
 
-    means: Halves  # [k, p] of the site's rows there
+    What the job did not ask for has length 0.
+    """
+
     counts: Counts  # [k]
+    means: Halves  # [k, p] of the site's rows there
     squares: Singles  # [k]: mean squared distance to the centroid
     closest: Singles  # [k]: mean distance of the MINIMUM_ROWS nearest rows
-    distances: Counts  # [k, bins]: histogram of the distance to the centroid
+    distances: NDArray[np.int32]  # [k, bins]: histogram of the distance to the centroid
 
 
 @dataclass(frozen=True)

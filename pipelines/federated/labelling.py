@@ -15,6 +15,7 @@ from models.draws import draw_seed
 from models.embedding import nearest_centroid
 from pipelines.federated import jobs
 from pipelines.federated.choosing import STRATEGIES, Pool
+from pipelines.federated.doubts import Doubt, doubt, second_words
 from pipelines.federated.jobs import Counts
 from pipelines.federated.queue import Wanted, hand_over, rows_near
 from pipelines.federated.scoring import class_probabilities
@@ -69,7 +70,10 @@ def spread(site: Site, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
         tested = (bought >= 0) & (expected.max(axis=1, initial=0.0) >= job.confidence)
         checked, correct = int(tested.sum()), int((expected.argmax(axis=1) == bought)[tested].sum())
         doubted = suspects(bought, expected)
-        site.store.suspect({row_ids[i]: int(bought[i]) for i in doubted})
+        chance, likelier = expected[doubted], expected[doubted].argmax(axis=1)
+        support = chance[np.arange(len(doubted)), bought[doubted]].tolist()
+        found = zip(doubted, likelier.tolist(), support, strict=True)
+        doubt(site.store, "labelling", [Doubt(row_ids[i], int(bought[i]), other, share) for i, other, share in found])
         # A site that has little to judge by takes the others' word.
         off = (correct + PRESUMED) / (checked + PRESUMED) < job.check
     if not off:
@@ -86,7 +90,8 @@ def spread(site: Site, job: jobs.SpreadJob) -> jobs.SpreadAnswer:
             "how": np.where(reached, "spread", "bought"),
         }
     )
-    site.store.write_labels(job.labelling, table[keep])
+    again = second_words(site.store)
+    site.store.write_labels(job.labelling, pd.concat([table[keep], again], ignore_index=True))
     truth = site.store.truth(np.array(row_ids, dtype=object)[reached])
     known = truth.notna().to_numpy()
     return jobs.SpreadAnswer(

@@ -17,24 +17,25 @@ import pandas as pd
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from models.errors import BadInput
 from pipelines.federated.files import digest
-from pipelines.federated.queue_tables import (
+from pipelines.federated.site_tables import (
+    ANNOTATIONS,
     ITEMS,
     NEIGHBOURS,
     PICTURES,
     UNREADABLE,
     among,
-    open_database,
     writing,
 )
-from pipelines.federated.store import ANNOTATIONS, SiteStore
+from pipelines.federated.store import SiteStore
 from pipelines.federated.votes import STANDING, settle
 
 if TYPE_CHECKING:
     from pipelines.federated.site import Annotator
 
 NEIGHBOURS_SHOWN = 12
+DOUBTED = "suspected wrong"
+"""The reason of items that ask about a label that is doubted; see doubts.py."""
 
 Pictures = Mapping[str, bytes] | pd.Series
 """row_id → PNG"""
@@ -97,29 +98,12 @@ def hand_over(
     pictures: of those wanted and of the neighbours. neighbours: cluster → rows near its middle.
     Returns (labels that came in by this call, rows that are still to be labelled).
     """
-    database = open_database(store.root)
+    database = store.database
     enqueue(database, wanted, pictures, neighbours)
     rows = [each.row_id for each in wanted]
     asked = open_rows(database, rows)
     new = settle(database, annotator.label(store, asked), annotator.name) if asked else 0
     return new, len(open_rows(database, rows))
-
-
-def second_opinion(store: SiteStore, row_ids: Sequence[str], reason: str, wants: int = 1) -> str:
-    """Have labels that are doubted looked at again, by others than those who gave them; returns the queue's version.
-
-    The row keeps its label until the new votes are settled. Rows without a label, or in the queue, are passed over.
-
-    Raises:
-        BadInput: no training snapshot of the site has a row of that name.
-    """
-    rows = store.rows([manifest.id for manifest in store.manifests()], "train")
-    pictures = dict(zip(rows["row_id"], rows["png"], strict=True))
-    for row in row_ids:
-        if row not in pictures:
-            raise BadInput(f"site {store.site} has no training row {row}; a second opinion needs its picture")
-    wanted = [Wanted(row, 0, reason, wants) for row in row_ids]
-    return enqueue(open_database(store.root), wanted, pictures, again=True)
 
 
 def enqueue(
@@ -132,8 +116,8 @@ def enqueue(
     """Ask for labels; returns the queue's version, which is a hash of what is asked for.
 
     A row that has a label, was found unreadable or is in the queue already is not asked for twice. What earlier
-    versions wanted, this one does not, and nobody has begun, is withdrawn. again: second opinions; only rows that
-    have a label, and nothing is withdrawn.
+    versions wanted, this one does not, and nobody has begun, is withdrawn. again: of rows that have a label somebody
+    else is asked, once, and nothing is withdrawn.
     """
     version, now = digest([asdict(each) for each in wanted], again), time.time()
     with writing(database) as connection:
@@ -143,7 +127,12 @@ def enqueue(
         here = {row.row_id for row in items if row.version == version}
         dropped = {row.row_id for row in items if row.version == version and row.withdrawn_at is not None}
         if again:
-            free = [w for w in wanted if w.row_id in labels and w.row_id not in taken | here]
+            told = {
+                row.row_id
+                for row in items
+                if row.label == UNREADABLE or (row.label is not None and row.before is not None)
+            }
+            free = [w for w in wanted if w.row_id not in taken | here | told]
         else:
             done = {row.row_id for row in items if row.label is not None} | set(labels)
             free = [w for w in wanted if w.row_id not in taken | done]
@@ -151,8 +140,9 @@ def enqueue(
         new = [
             asdict(w)
             | {"version": version, "at": now}
-            | ({"before": labels[w.row_id].label, "before_by": labels[w.row_id].annotator} if again else {})
+            | {"before": label and label.label, "before_by": label and label.annotator}
             for w in {w.row_id: w for w in free if w.row_id not in here}.values()
+            for label in [labels.get(w.row_id)]
         ]
         if new:
             connection.execute(sa.insert(ITEMS), new)
@@ -171,8 +161,8 @@ def enqueue(
 
 def _withdraw(connection: sa.Connection, wanted: set[str], now: float) -> None:
     begun = sa.exists().where(STANDING.c.item == ITEMS.c.item)
-    idle = ITEMS.c.label.is_(None) & ITEMS.c.withdrawn_at.is_(None) & ITEMS.c.before.is_(None) & ~begun
-    unwanted = idle & ~among(ITEMS.c.row_id, wanted)
+    idle = ITEMS.c.label.is_(None) & ITEMS.c.withdrawn_at.is_(None) & ~begun
+    unwanted = idle & (ITEMS.c.reason != DOUBTED) & ~among(ITEMS.c.row_id, wanted)
     connection.execute(sa.update(ITEMS).where(unwanted).values(withdrawn_at=now))
 
 

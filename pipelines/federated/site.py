@@ -115,8 +115,10 @@ class Site:
         sensor = fit_sensor(images[old], images[~old], draw_seed("sensor", self.name)) if fresh else None
         # A site that had no new rows when labels were bought has no part in that labelling.
         own_part = [labelling for labelling in labellings if self.store.has_labels(labelling)] or labellings[:1]
-        tables = pd.concat([self.store.labels(labelling) for labelling in own_part])
+        # What was said again counts before what was bought, that before what was spread, the newest of each.
+        tables = pd.concat([self.store.labels(labelling) for labelling in reversed(own_part)])
         labels = tables.sort_values("how", kind="stable").drop_duplicates("row_id").set_index("row_id")
+        labels = labels[labels["weight"] > 0]
         position = np.flatnonzero(rows["row_id"].isin(labels.index).to_numpy())
         own = labels.loc[rows["row_id"].iloc[position]]
         return LabelledRows(

@@ -1,6 +1,6 @@
 """A site looks for the causes of the model's errors, on rows that stay: what it finds leaves as counts alone.
 
-In go a site and a DiagnoseJob. Out come the answer, the row ids of labels to be checked (`doubted/`), and a page with
+In go a site and a DiagnoseJob. Out come the answer, the labels to be checked (doubts.py), and a page with
 pictures (`reports/`), both in the site's own store.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from models.draws import draw_seed
@@ -32,6 +31,7 @@ from pipelines.federated.causes import (
     unseen_p,
     votes_of_others,
 )
+from pipelines.federated.doubts import Doubt, doubt
 from pipelines.federated.jobs import Counts, DiagnoseAnswer, DiagnoseJob, Floats
 from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.site_report import shown_errors, write_page
@@ -205,13 +205,20 @@ def quality_of(images: Images) -> Floats:
 
 
 def _with_cases(site: Site, job: DiagnoseJob, errors: Errors) -> Errors:
-    """The errors on evaluation rows and, after them, those of the cases that can be read and are no such row."""
+    """The errors on evaluation rows and, after them, those of the cases that can be read and are no such row.
+
+    A case that is such a row, with the same truth, is that row's error.
+    """
     rows, _ = site.images(job.evaluation, "evaluation")
     known = set(rows["row_id"])
+    own = {content_hash(encode_png(image)): i for i, image in enumerate(errors.images)} if job.cases else {}
     images, kept, sent = [], [], []
     for place, case in enumerate(job.cases):
         with suppress(BadInput):
-            if case.prediction != case.label and content_hash(case.png) not in known:
+            name = content_hash(case.png)
+            if name in own and errors.truth[own[name]] == case.label:
+                errors.sent[own[name]] = place
+            elif case.prediction != case.label and name not in known:
                 images.append(decode_png(case.png, site.task.input))
                 kept.append(case)
                 sent.append(place)
@@ -246,13 +253,10 @@ def _keep_suspects(site: Site, job: DiagnoseJob, examined: Examined) -> NDArray[
         near = found.nearest[place]
         near = near[learned.labels[near] == errors.prediction[place]]
         doubted[near], suggestion[near] = True, errors.truth[place]
-    table = pd.DataFrame(
-        {
-            "row_id": [content_hash(encode_png(image)) for image in examined.images[doubted]],
-            "label": learned.labels[doubted],
-            "suggestion": suggestion[doubted],
-            "votes": examined.votes[np.arange(len(doubted)), learned.labels][doubted],
-        }
-    )
-    site.store.write_doubted(job.version, table.sort_values("votes", ignore_index=True))
+    support = examined.votes[np.arange(len(doubted)), learned.labels]
+    doubt(site.store, "diagnosis", [
+        Doubt(row_id, int(learned.labels[i]), int(suggestion[i]), float(support[i]))
+        for i in np.flatnonzero(doubted)
+        for row_id in [content_hash(encode_png(examined.images[i]))]
+    ])  # fmt: skip
     return doubted

@@ -4,12 +4,10 @@ Layout under `<folder>/sites/<site>/`:
 
     snapshots/<id>.parquet, <id>.json   validated rows and their manifest, named by their content
     quarantine/<digest>.parquet         rows that were refused, with row number and reason
-    site.db                             the archive: what a row really shows; only annotators and evaluation ask.
-                                        And the annotations: every label ever paid for; a row is paid for once
+    site.db                             the archive, the annotations, doubted labels, the queue: see site_tables.py
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
     reports/errors-<version>.html, .json  where a version errs here and why, with pictures
-    doubted/<version>.parquet           training rows whose label is to be checked: row, label, suggestion
     spaces/<name>.npz                   embedded rows of the last clusterings: row ids and features
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run
 """
@@ -21,6 +19,7 @@ import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,29 +33,9 @@ from safetensors.torch import load_file, save
 from models.errors import BadInput, FedloopError, Missing
 from models.images import ImageInput, Images, decode_png
 from pipelines.federated.files import digest, write_atomically
+from pipelines.federated.site_tables import ANNOTATIONS, ARCHIVE, open_database, writing
 
 Split = Literal["train", "evaluation"]
-
-_SCHEMA = sa.MetaData()
-_ARCHIVE = sa.Table(
-    "archive",
-    _SCHEMA,
-    sa.Column("row_id", sa.String(32), primary_key=True),
-    sa.Column("label", sa.Integer, nullable=False),
-)
-ANNOTATIONS = sa.Table(
-    "annotations",
-    _SCHEMA,
-    sa.Column("row_id", sa.String(32), primary_key=True),
-    sa.Column("label", sa.Integer, nullable=False),
-    sa.Column("annotator", sa.String(64), nullable=False),
-)
-_SUSPECTS = sa.Table(
-    "suspects",
-    _SCHEMA,
-    sa.Column("row_id", sa.String(32), primary_key=True),
-    sa.Column("label", sa.Integer, nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -92,6 +71,10 @@ class SiteStore:
     @property
     def site(self) -> str:
         return self.root.name
+
+    @cached_property
+    def database(self) -> sa.Engine:
+        return open_database(self.root)
 
     # -- snapshots --------------------------------------------------------------------------------------------
 
@@ -156,13 +139,13 @@ class SiteStore:
         """Put what a row really shows into the site's archive (row_id → label); the first word stands."""
         table = [{"row_id": row, "label": int(label)} for row, label in labels.items()]
         if table:
-            with self._database().begin() as connection:
-                connection.execute(sa.insert(_ARCHIVE).prefix_with("OR IGNORE"), table)
+            with writing(self.database) as connection:
+                connection.execute(sa.insert(ARCHIVE).prefix_with("OR IGNORE"), table)
 
     def truth(self, row_ids: Iterable[str]) -> pd.Series:
         """row_id → label (NA where unknown), for an annotator or an evaluation. Training never asks the archive."""
-        with self._database().begin() as connection:
-            known = {row.row_id: row.label for row in connection.execute(sa.select(_ARCHIVE))}
+        with self.database.connect() as connection:
+            known = {row.row_id: row.label for row in connection.execute(sa.select(ARCHIVE))}
         asked = list(row_ids)
         return pd.Series([known.get(row) for row in asked], index=asked, dtype="Int64")
 
@@ -181,27 +164,8 @@ class SiteStore:
 
     def annotations(self) -> dict[str, int]:
         """row_id → label, everything ever paid for at this site."""
-        with self._database().begin() as connection:
+        with self.database.connect() as connection:
             return {row.row_id: row.label for row in connection.execute(sa.select(ANNOTATIONS))}
-
-    def suspect(self, labels: Mapping[str, int]) -> None:
-        """Replace the list of bought labels that are doubted (row_id → the doubted label)."""
-        with self._database().begin() as connection:
-            connection.execute(sa.delete(_SUSPECTS))
-            if labels:
-                table = [{"row_id": row, "label": int(label)} for row, label in labels.items()]
-                connection.execute(sa.insert(_SUSPECTS), table)
-
-    def suspects(self) -> dict[str, int]:
-        """row_id → bought label that the last labelling doubted: what an annotator may be asked again."""
-        with self._database().begin() as connection:
-            return {row.row_id: row.label for row in connection.execute(sa.select(_SUSPECTS))}
-
-    def _database(self) -> sa.Engine:
-        self.root.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(f"sqlite:///{self.root / 'site.db'}", poolclass=sa.pool.NullPool)
-        _SCHEMA.create_all(engine)
-        return engine
 
     def write_labels(self, labelling: str, table: pd.DataFrame) -> None:
         """What one training run learns from: row_id, label, weight, how."""
@@ -288,16 +252,6 @@ class SiteStore:
         return pd.read_parquet(path)
 
     # -- errors -----------------------------------------------------------------------------------------------
-
-    def write_doubted(self, version: str, table: pd.DataFrame) -> None:
-        """Training rows whose label is to be checked: row_id, label, suggestion, votes (share for the label)."""
-        self._parquet("doubted", version, table)
-
-    def doubted(self, version: str) -> pd.DataFrame:
-        path = self.root / "doubted" / f"{version}.parquet"
-        if not path.is_file():
-            raise Missing(f"site {self.site} has no diagnosis of version {version}; run `fedloop diagnose` first")
-        return pd.read_parquet(path)
 
     def report(self, version: str, kind: str = "html") -> Path:
         """Where the page on a version's errors lies, or (`json`) what it shows as data."""

@@ -14,7 +14,7 @@ import time
 import sqlalchemy as sa
 
 from models.errors import BadInput
-from pipelines.federated.queue_tables import TOKENS, writing
+from pipelines.federated.site_tables import TOKENS, writing
 
 ANNOTATOR = re.compile(r"[\w@.+-]{1,64}")
 """What an annotator may be called."""

@@ -15,8 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipelines.federated.queue_tables import ITEMS, LEASES, NEIGHBOURS, UNREADABLE, VOTES, among, writing
-from pipelines.federated.store import ANNOTATIONS
+from pipelines.federated.site_tables import ANNOTATIONS, ITEMS, LEASES, NEIGHBOURS, UNREADABLE, VOTES, among, writing
 
 LEASE_S = 600.0
 """How long what is handed out stays reserved; every vote and every new sheet renews it."""

@@ -13,6 +13,7 @@ from desk_house import SITE, House, desk_house
 from test_cli import environment_as_before as environment_as_before
 from test_cli import fedloop
 
+from pipelines.federated.doubts import Doubt, doubt
 from pipelines.federated.queue import progress
 from pipelines.federated.tokens import annotator_of
 from pipelines.federated.votes import take
@@ -63,8 +64,10 @@ def test_suspected_labels_are_asked_for_anew(house: House, tmp_path: Path) -> No
     file.write_text("row_id,label\n" + "".join(f"{row},1\n" for row in house.rows))
     ask(house, "labels", "import", SITE, str(file), "--annotator", "anna")
     assert take(house.database, "ben") is None
-    house.store.suspect({house.rows[1]: 1, house.rows[4]: 1})
+    doubt(house.store, "labelling", [Doubt(house.rows[1], 1, 2, 0.1)])
+    doubt(house.store, "diagnosis", [Doubt(house.rows[4], 1, 3, 0.2), Doubt(house.rows[1], 1, 2, 0.3)])
     assert "2 labels" in ask(house, "labels", "doubt", SITE).stdout
+    assert "asks anew about 0 of them" in ask(house, "labels", "doubt", SITE).stdout
     sheet = take(house.database, "ben")
     assert sheet is not None
     assert [each.row_id for each in sheet.items] == [house.rows[1], house.rows[4]]

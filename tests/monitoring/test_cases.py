@@ -23,7 +23,6 @@ from monitoring.cases import (
     find,
     findings,
     history,
-    keep_causes,
     keep_findings,
     live,
     page,
@@ -154,9 +153,7 @@ def test_findings_are_kept_once_and_a_cause_is_added_not_written_over(log: Traff
     found = [Finding(NAMES[0], 1, 3, False), Finding(NAMES[1], 1, 3, True), Finding(NAMES[0], 1, 4, True)]
     for _ in range(2):
         keep_findings(log.engine, found)
-        keep_causes(log.engine, 3, {NAMES[0]: "unseen"})
+        keep_findings(log.engine, [Finding(NAMES[0], 1, 3, False, "unseen")])
     kept = [(each.case_id, each.model_version, each.passed, each.cause) for each in findings(log.engine, 3)]
     assert kept == [(NAMES[0], 3, False, None), (NAMES[1], 3, True, None), (NAMES[0], 3, False, "unseen")]
     assert len(findings(log.engine, case_id=NAMES[0])) == 3
-    with pytest.raises(UnknownCase):
-        keep_causes(log.engine, 3, {"f" * 32: "unseen"})

@@ -15,8 +15,8 @@ from tiny_sites import TINY, make_site
 from pipelines import annotating, gather, loop
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.queue import People
-from pipelines.federated.queue_tables import ITEMS, open_database
 from pipelines.federated.site import Site
+from pipelines.federated.site_tables import ITEMS, open_database
 from pipelines.federated.store import SiteStore
 from pipelines.federated.votes import take, vote
 from pipelines.label import Labelling, label

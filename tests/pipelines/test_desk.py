@@ -20,7 +20,7 @@ from models.errors import BadInput
 from models.images import content_hash
 from pipelines.desk import exchange
 from pipelines.desk.router import RESERVED, keys_of
-from pipelines.federated.queue_tables import TOKENS, UNREADABLE
+from pipelines.federated.site_tables import TOKENS, UNREADABLE
 from pipelines.federated.tokens import annotator_of, make_token, revoke_tokens
 
 DESK = f"/desk?site={SITE}"

@@ -21,7 +21,7 @@ from desk_house import House, add_site
 from live_service import settings_in
 
 from pipelines.federated.queue import progress
-from pipelines.federated.queue_tables import UNREADABLE, VOTES
+from pipelines.federated.site_tables import UNREADABLE, VOTES
 from pipelines.federated.votes import take, vote
 from pipelines.settings import Settings
 

@@ -9,22 +9,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from test_case_gate import submit
 from test_loop import in_small, run_steps
-from tiny_sites import CLASSES, LABELLING, TINY, initial, make_engine, make_site, pictures
+from tiny_sites import LABELLING, TINY, initial, make_engine, make_site, pictures
 
 from models.errors import Missing
 from models.images import encode_png
+from monitoring.cases import findings, live
 from monitoring.traffic import Prediction, TrafficLog
-from pipelines import diagnose, registry
-from pipelines.diagnose import Diagnosis, Learned, in_proportion, next_budget
+from pipelines import diagnose, loop, registry
+from pipelines.cases import failing_cases, opened, states
+from pipelines.diagnose import Diagnosis, Learned
 from pipelines.federated.causes import CAUSES
+from pipelines.federated.doubts import doubts
 from pipelines.federated.engines.local import LocalEngine
-from pipelines.federated.jobs import Case, DiagnoseAnswer, Parameters
+from pipelines.federated.jobs import Case, Parameters
 from pipelines.federated.site import Site
 from pipelines.gather import site_stores
+from pipelines.serving_model import load_version
 from pipelines.settings import DiagnosisSettings, Settings
 from pipelines.tracking import connection
 
@@ -86,18 +88,34 @@ def test_cases_are_diagnosed_beside_evaluation_rows_and_none_of_them_twice(tmp_p
     dark = np.zeros((1, 8, 8, 1), dtype=np.uint8) + np.arange(8, dtype=np.uint8)[None, :, None, None]
     rows = engine.sites["a"].store.rows(learned.evaluation["a"], "evaluation")
     known = Case(rows["png"].iloc[0], 0, 1, 0.9)
+    nowhere = Case(encode_png(np.flip(dark[0], axis=1)), 0, 1, 0.9, "case")
     cases = {
         "a": [
             Case(encode_png(dark[0]), 0, 1, 0.9, "case"),
             Case(encode_png(pictures(np.zeros(1, dtype=np.int64), 77)[0]), 0, 0, 0.9),
             Case(b"no picture", 0, 1, 0.9),
             known,
-        ]
+        ],
+        "": [nowhere],
     }
     found = diagnosed(engine, learned, cases=cases)
-    assert found.causes["unreadable"] == 1
-    assert found.answers["a"].cases.tolist() == [CAUSES.index("unreadable"), -1, -1, -1]
-    assert found.rows == 37, "right answers, unreadable bytes and rows that are judged anyway are no cases"
+    assert found.causes["unreadable"] == 2
+    unreadable = CAUSES.index("unreadable")
+    asked = {site: answer.cases.tolist() for site, answer in found.answers.items()}
+    assert asked == {"a": [unreadable, unreadable, -1, -1, -1], "b": [], "c": []}
+    assert found.told == [(nowhere, "unreadable"), (cases["a"][0], "unreadable")]
+    assert found.rows == 38, "right answers, unreadable bytes and rows that are judged anyway are no cases"
+
+
+def test_a_case_that_is_an_evaluation_row_has_the_cause_of_that_rows_error(tmp_path: Path) -> None:
+    engine, learned = federation(tmp_path, without=2)
+    store = engine.sites["a"].store
+    rows = store.rows(learned.evaluation["a"], "evaluation")
+    truth = store.truth(rows["row_id"]).to_numpy(dtype=int)
+    same = Case(rows["png"].iloc[int(np.flatnonzero(truth == 2)[0])], 2, 1, 0.9, "case")
+    found = diagnosed(engine, learned, cases={"a": [same, replace(same, label=0)]})
+    assert found.told == [(same, "unseen")]
+    assert found.causes["unseen"] == found.rows - 24 == 12, "and is one error"
 
 
 def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
@@ -108,7 +126,6 @@ def test_pictures_and_row_ids_stay_at_the_site(tmp_path: Path) -> None:
         assert html.count("data:image/png") >= 3
         assert html.count('class="error unseen"') == FEW.explained
         assert "3 of 4 errors are explained" in html
-        assert set(site.store.doubted("1").columns) == {"row_id", "label", "suggestion", "votes"}
     answers = repr(list(found.answers.values()))
     rows = engine.sites["a"].store.rows(learned.train["a"], "train")
     assert not any(row in answers for row in rows["row_id"])
@@ -125,7 +142,7 @@ def test_labels_that_were_turned_are_the_suspects(tmp_path: Path) -> None:
         site.store.write_labels(LABELLING, table.assign(label=np.where(hit, 0, table["label"])))
         turned[name] = set(table.loc[hit, "row_id"])
     found = diagnose.diagnose(engine, learned, initial(1), 1, FEW.model_copy(update={"clusters": 24}), 0)
-    suspected = {name: set(site.store.doubted("1")["row_id"]) for name, site in engine.sites.items()}
+    suspected = {name: {each.row_id for each in doubts(site.store)} for name, site in engine.sites.items()}
     caught = sum(len(suspected[name] & turned[name]) for name in turned)
     assert caught > 0.5 * sum(map(len, turned.values()))
     assert caught > 0.8 * sum(map(len, suspected.values()))
@@ -141,46 +158,6 @@ def test_a_site_that_learned_nothing_is_answered_for(tmp_path: Path) -> None:
     assert found.sentence == "no errors in 0 labelled rows"
 
 
-# -- the next budget --------------------------------------------------------------------------------------------
-
-
-def diagnosis_with(unseen: list[int], mislabelled: list[int], suspects: list[int]) -> Diagnosis:
-    clusters = np.zeros((len(CAUSES), len(unseen)), dtype=np.int64)
-    clusters[0], clusters[1] = unseen, mislabelled
-    none = np.zeros((2, 20), dtype=np.int64)
-    nothing = np.zeros((len(unseen), CLASSES), dtype=np.int64)
-    answer = DiagnoseAnswer(
-        0, clusters[:, :CLASSES], clusters, none, nothing, nothing, np.array(suspects), np.zeros(0, dtype=int), 0
-    )
-    return Diagnosis(1, 0.05, np.zeros((len(unseen), 2)), {"a": answer})
-
-
-counts = st.lists(st.integers(0, 50), min_size=4, max_size=4)
-
-
-@given(counts, counts, counts, st.integers(0, 300))
-def test_a_budget_is_never_overspent_and_goes_where_the_errors_are(
-    unseen: list[int], mislabelled: list[int], suspects: list[int], budget: int
-) -> None:
-    wanted = next_budget(diagnosis_with(unseen, mislabelled, suspects), budget)
-    assert wanted.labels.sum() + wanted.reviews.sum() <= budget
-    assert (wanted.reviews <= suspects).all()
-    assert (wanted.labels[np.array(unseen) == 0] == 0).all()
-    assert (wanted.reviews[np.array(mislabelled) == 0] == 0).all()
-    if sum(unseen):
-        assert wanted.labels.sum() + wanted.reviews.sum() == budget
-
-
-@given(st.integers(0, 1000), arrays(np.int64, 6, elements=st.integers(0, 40)))
-def test_whole_parts_are_within_one_of_the_exact_ones(total: int, weights: np.ndarray) -> None:  # type: ignore[type-arg]
-    parts = in_proportion(total, weights)
-    if weights.sum():
-        assert parts.sum() == total
-        assert (np.abs(parts - total * weights / weights.sum()) < 1).all()
-    else:
-        assert parts.sum() == 0
-
-
 # -- a registered version ---------------------------------------------------------------------------------------
 
 
@@ -191,12 +168,22 @@ def test_a_version_is_diagnosed_logged_and_tagged(settings: Settings) -> None:
     done = run_steps(tiny)
     site = next(iter(site_stores(tiny)))
     log_wrong_answer(tiny, site)
+    expected = submit(tiny, dict.fromkeys(range(6), 0))
+    failing = {case.case_id for case, _ in failing_cases(tiny, loop.weights_of(tiny, 1))}
+    assert failing
 
     found, path = diagnose.diagnose_version(tiny)
+    assert len(found.told) == len(failing) + 1
+    with opened(tiny) as log:
+        kept = {each.case_id: each.cause for each in findings(log.engine, 1)}
+        shown = states(tiny.task, log, live(log.engine), load_version(tiny, registry.version(tiny, 1)).predict, 1)
+    assert kept.keys() == failing <= set(expected.values())
+    assert set(kept.values()) <= set(CAUSES)
+    assert {each.case.case_id: each.cause for each in shown if each.state == "failed"} == kept
     sources = json.loads(site_stores(tiny)[site].report("1", "json").read_text())
-    assert found.rows == done.found.challenger.overall.rows + 1
+    assert found.rows == done.found.challenger.overall.rows + len(failing) + 1
     errors = done.found.challenger.overall.rows * (1 - done.found.challenger.overall.accuracy)
-    assert sum(found.causes.values()) == round(errors) + 1
+    assert sum(found.causes.values()) == round(errors) + len(failing) + 1
     assert sources
     assert "data:image" not in path.read_text(), "a live report shows no picture"
     assert "The pictures stay at the sites" in path.read_text()
@@ -211,8 +198,8 @@ def test_a_version_is_diagnosed_logged_and_tagged(settings: Settings) -> None:
     assert diagnose.errors_told(tiny, 2) == ""
 
     ours = tiny.model_copy(update={"diagnosis": FEW.model_copy(update={"pictures": True})})
-    _, shown = diagnose.diagnose_version(ours)
-    assert "data:image" in shown.read_text()
+    _, page = diagnose.diagnose_version(ours)
+    assert "data:image" in page.read_text()
 
 
 def log_wrong_answer(settings: Settings, site: str) -> None:

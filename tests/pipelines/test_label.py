@@ -16,6 +16,7 @@ from models.errors import Missing
 from models.images import content_hash, encode_png
 from models.task import Rows
 from pipelines.federated.choosing import STRATEGIES
+from pipelines.federated.doubts import doubts
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.site import OracleAnnotator, Site
 from pipelines.federated.store import SPACES_KEPT, SiteStore
@@ -180,13 +181,18 @@ def test_suspects_stay_at_the_site_where_they_can_be_asked_again(tmp_path: Path)
     everything: set[str] = set()
     fleet = Fleet(tmp_path, Slipping())
     done = label(fleet.engine, fleet.snapshots, ROWS, chosen(budget_share=0.6, per_cluster=1), 0)
-    found = {row: value for site in fleet.engine.sites.values() for row, value in site.store.suspects().items()}
+    found = {each.row_id for site in fleet.engine.sites.values() for each in doubts(site.store)}
     assert done.suspects == len(found)
-    assert len(set(found) & everything) > 0.6 * len(everything), "three plain patterns"
-    assert len(set(found) - everything) < 0.1 * done.bought
+    assert len(found & everything) > 0.6 * len(everything), "three plain patterns"
+    assert len(found - everything) < 0.1 * done.bought
+    right = 0
     for site in fleet.engine.sites.values():
         paid = site.store.annotations()
-        assert all(paid[row] == value for row, value in site.store.suspects().items())
+        listed = {each.row_id: each for each in doubts(site.store)}
+        assert all(paid[row] == each.label != each.suggestion for row, each in listed.items())
+        truth = site.store.truth(everything & set(listed))
+        right += sum(listed[row].suggestion == label for row, label in truth.items())
+    assert right > 0.8 * len(found & everything), "and what is suggested instead is right"
 
 
 def test_a_site_that_lost_its_embedded_rows_says_what_to_do(fleet: Fleet) -> None:

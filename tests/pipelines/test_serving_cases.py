@@ -15,7 +15,7 @@ from live_service import Serving, register_untrained, serving, settings_in
 from test_case_intake import manifest_of, zip_of
 
 from models.images import content_hash, encode_png
-from monitoring.cases import Finding, history, keep_causes, keep_findings, live
+from monitoring.cases import Finding, history, keep_findings, live
 from monitoring.traffic import TrafficLog
 from pipelines import release
 from pipelines.settings import Settings
@@ -139,12 +139,27 @@ def test_a_withdrawal_is_a_version_with_a_reason_and_nothing_is_deleted(house: H
 def test_what_was_found_of_a_case_is_shown_with_it(house: House) -> None:
     name = house.submit(6, "7")["case_id"]
     keep_findings(house.log.engine, [Finding(name, 1, 9, False)])
-    keep_causes(house.log.engine, 9, {name: "unseen"})
+    keep_findings(house.log.engine, [Finding(name, 1, 9, False, "unseen")])
     shown = house.ask("GET", f"/cases/{name}").json()["findings"]
     assert [(each["model_version"], each["passed"], each["cause"]) for each in shown] == [
         (9, False, None),
         (9, False, "unseen"),
     ]
+
+
+def test_a_failing_case_says_why_the_version_that_serves_errs(house: House) -> None:
+    wrong = next(name for name in house.settings.task.classes if name != house.predicted(16))
+    case_id = house.submit(16, wrong)["case_id"]
+    keep_findings(house.log.engine, [Finding(case_id, 1, number, False, cause) for number, cause in
+        ((1, "mislearned"), (9, "unseen"))])  # fmt: skip
+
+    def shown() -> tuple[str, str | None]:
+        found = {each["case_id"]: each for each in house.ask("GET", "/cases", params={"limit": 200}).json()["cases"]}
+        return found[case_id]["state"], found[case_id]["cause"]
+
+    assert shown() == ("failed", "mislearned")
+    house.submit(16, next(name for name in house.settings.task.classes if name not in (wrong, house.predicted(16))))
+    assert shown() == ("failed", None), "that cause was another expectation's"
 
 
 def test_without_a_champion_cases_are_taken_and_nothing_is_said_of_them(settings: Settings) -> None:

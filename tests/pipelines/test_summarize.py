@@ -23,7 +23,7 @@ from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import MINIMUM_ROWS
 from pipelines.federated.site import Site
 from pipelines.federated.store import stack_images
-from pipelines.summarize import Snapshots, clusters_of_a_site, summarize
+from pipelines.summarize import DIRECTIONS, SITE_BYTES, Snapshots, clusters_of_a_site, summarize
 
 SIZES = {"a": 60, "b": 90, "c": 45}
 
@@ -158,18 +158,22 @@ def test_too_few_rows_for_any_cluster_are_a_sentence(tmp_path: Path) -> None:
         summarize(engine, snapshots, 2, 1, seed=0)
 
 
-def test_what_a_site_sends_and_gets_for_wide_rows_is_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tiles", [1, 12])
+@pytest.mark.parametrize(("clusters", "bins"), [(20, 0), (60, 256), (300, 0), (800, 0)])
+def test_what_a_site_sends_and_gets_stays_within_its_bound_whatever_is_asked_for(
+    tmp_path: Path, clusters: int, bins: int, tiles: int
+) -> None:
     from dataclasses import replace
 
     def wide(images: Images) -> NDArray[np.float32]:
-        return np.tile(normalised_pixels(images), (1, 12)) / np.float32(np.sqrt(12))
+        return np.tile(normalised_pixels(images), (1, tiles)) / np.float32(np.sqrt(tiles))
 
-    engine, snapshots = make_engine(tmp_path, {f"s{i}": 40 for i in range(4)})
+    engine, snapshots = make_engine(tmp_path, {f"s{i}": 800 for i in range(3)})
     task = replace(TINY, embed=wide)
     counting = Weighed(LocalEngine({name: Site(task, site.store) for name, site in engine.sites.items()}))
-    found = summarize(counting, snapshots, 20, 3, seed=0)
-    assert found.basis is not None
-    assert found.basis.shape == (768, 32)
-    assert max(counting.bytes.values()) < 110_000, counting.bytes
-    # Lloyd's rounds alone, in whole rows of double precision, would have been 4 rounds x 2 ways of 20 x 768 x 8.
-    assert 4 * 2 * 20 * 768 * 8 > 900_000
+    found = summarize(counting, snapshots, clusters, 3, seed=0, bins=bins, directions=0 if bins else DIRECTIONS)
+    assert max(counting.bytes.values()) < SITE_BYTES, counting.bytes
+    assert found.basis is None or found.basis.shape == (768, 32)
+    assert len(found.centroids) >= min(clusters, 30 if bins else 300), "and not by giving up"
+    assert len(found.starts) == len(found.start_rows) == len(found.projected)
+    assert found.start_rows.sum() >= 0.9 * 2400

@@ -92,9 +92,10 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.TrainJob(2, 0, (LABELLING,), train, initial(), LocalWork(epochs=2), stages=clip, **corrected),
         jobs.EvaluateJob(evaluation, (initial(), initial(1)), edges, 50, 0),
         jobs.DescribeJob(train, "train"),
-        jobs.ClusterJob("space", train, clusters, 0),
+        jobs.ClusterJob("space", train, clusters, 0, 9_999),
         jobs.ProjectJob("space", "plane", np.eye(64, 2, dtype=np.float16)),
-        jobs.AssignJob("space", centroids, 8),
+        jobs.AssignJob("space", centroids, True),
+        jobs.AssignJob("space", centroids, False, 8),
         jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
         jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
@@ -159,7 +160,7 @@ def holds_vector(arrays: list[NDArray[np.float64]], vectors: NDArray[np.float64]
     length = vectors.shape[1]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for array in arrays:
-        for line in array.reshape(-1, array.shape[-1]) if array.ndim else []:
+        for line in array.reshape(-1, array.shape[-1]) if array.size and array.ndim else []:
             for start in range(len(line) - length + 1):
                 part = line[start : start + length]
                 if (
@@ -236,25 +237,34 @@ def test_jobs_and_answers_travel(tmp_path: Path) -> None:
                 assert np.array_equal(one, other), type(job).__name__
 
 
-def cells_of_one(site: Site, train: tuple[str, ...], centroids: NDArray[np.float64]) -> jobs.AssignAnswer:
-    site.answer(jobs.ClusterJob("space", train, 1, 0))
-    answer = site.answer(jobs.AssignJob("space", centroids.astype(np.float16)))
-    assert isinstance(answer, jobs.AssignAnswer)
-    return answer
+def cells_of_one(
+    site: Site, train: tuple[str, ...], centroids: NDArray[np.float64]
+) -> tuple[jobs.AssignAnswer, jobs.AssignAnswer]:
+    """What it answers in a Lloyd iteration, and afterwards."""
+    site.answer(jobs.ClusterJob("space", train, 1, 0, 9_999))
+    moved, last = (
+        site.answer(jobs.AssignJob("space", centroids.astype(np.float16), moving)) for moving in (True, False)
+    )
+    assert isinstance(moved, jobs.AssignAnswer)
+    assert isinstance(last, jobs.AssignAnswer)
+    return moved, last
 
 
 def test_a_row_that_is_alone_in_its_cluster_tells_no_mean_and_no_distance(tmp_path: Path) -> None:
     site, train, _ = make_site(tmp_path, "site-1", 9)
     images = stack_images(site.store.rows(train, "train")["png"], TINY.input)
     features = normalised_pixels(images).astype(np.float64)
-    answer = cells_of_one(site, train, features[:4])
+    answer, last = cells_of_one(site, train, features[:4])
+    assert np.array_equal(answer.counts, last.counts)
+    assert not answer.closest.size
+    assert not last.means.size
     assert (answer.counts == 1).any()
     assert (answer.counts >= jobs.MINIMUM_ROWS).any()
     assert answer.counts.sum() == 9
     alone = answer.counts < jobs.MINIMUM_ROWS
     assert (answer.means[alone] == 0).all()
-    assert (answer.squares[alone] == 0).all()
-    assert np.isinf(answer.closest[alone]).all()
+    assert (last.squares[alone] == 0).all()
+    assert np.isinf(last.closest[alone]).all()
     assert (np.abs(answer.means[~alone].astype(float)).sum(axis=1) > 0).all()
 
 

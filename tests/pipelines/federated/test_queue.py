@@ -6,28 +6,26 @@ import tempfile
 import threading
 from pathlib import Path
 
-import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 from tiny_sites import make_site
 
-from models.errors import BadInput
 from pipelines.federated import votes
 from pipelines.federated.queue import (
+    DOUBTED,
     People,
     Wanted,
     enqueue,
     hand_over,
     open_rows,
     progress,
-    second_opinion,
 )
-from pipelines.federated.queue_tables import ITEMS, LEASES, PICTURES, UNREADABLE, VOTES, open_database
 from pipelines.federated.site import OracleAnnotator
-from pipelines.federated.store import ANNOTATIONS, SiteStore
-from pipelines.federated.votes import LEASE_S, settle, take, undo, verdict, vote
+from pipelines.federated.site_tables import ANNOTATIONS, ITEMS, LEASES, PICTURES, UNREADABLE, VOTES, open_database
+from pipelines.federated.store import SiteStore
+from pipelines.federated.votes import LEASE_S, take, undo, verdict, vote
 
 ROWS = [f"row-{i}" for i in range(8)]
 PNGS = {row: row.encode() for row in ROWS}
@@ -80,7 +78,7 @@ class Desk(RuleBasedStateMachine):
             assert any(item.row_id == row and item.withdrawn_at is None for item in after.values())
         begun = self.replay()
         for number, item in before.items():
-            if begun.get(number) or item.row_id in rows:
+            if begun.get(number) or item.row_id in rows or item.reason == DOUBTED:
                 assert after[number].withdrawn_at is None or item.withdrawn_at is not None
         enqueue(self.database, asked, PNGS)
         assert self.items() == after, "the same question again changed something"
@@ -88,7 +86,7 @@ class Desk(RuleBasedStateMachine):
     @rule(rows=st.sets(st.sampled_from(ROWS), min_size=1, max_size=3))
     def somebody_doubts(self, rows: set[str]) -> None:
         labels = self.store.annotations()
-        enqueue(self.database, wanted(sorted(rows)), PNGS, again=True)
+        enqueue(self.database, [Wanted(row, 0, DOUBTED) for row in sorted(rows)], PNGS, again=True)
         assert self.store.annotations() == labels
 
     def asked_anew(self, number: int) -> bool:
@@ -281,29 +279,6 @@ def test_what_nobody_wants_any_more_is_withdrawn_unless_somebody_has_begun(tmp_p
     # Somebody still has the old sheet on the screen: that work is not thrown away.
     assert not vote(database, "ben", {4: 2}, "late")
     assert SiteStore(tmp_path).annotations() == {ROWS[3]: 2}
-
-
-def test_a_second_opinion_is_another_persons_and_replaces_the_label_only_once_it_is_settled(tmp_path: Path) -> None:
-    site, train, _ = make_site(tmp_path, "site-1", 6)
-    rows = site.store.rows(train, "train").set_index("row_id")["png"]
-    names = list(rows.index)
-    database = open_database(site.store.root)
-    hand_over(site.store, People(), [Wanted(names[0], 0, "typical")], rows, {})
-    assert settle(database, {names[0]: 0}, "anna") == 1
-    second_opinion(site.store, names[:2], "suspected wrong")
-    second_opinion(site.store, names[:2], "suspected wrong")
-    assert site.store.annotations() == {names[0]: 0}
-    assert take(database, "anna") is None
-    sheet = take(database, "ben")
-    assert sheet is not None
-    assert [each.row_id for each in sheet.items] == [names[0]], "a row without a label has no first opinion"
-    assert sheet.reason == "suspected wrong"
-    assert not vote(database, "ben", {sheet.items[0].item: 2}, "b")
-    assert site.store.annotations() == {names[0]: 2}
-    undo(database, "ben")
-    assert site.store.annotations() == {names[0]: 0}
-    with pytest.raises(BadInput, match="no training row nowhere"):
-        second_opinion(site.store, ["nowhere"], "suspected wrong")
 
 
 def test_a_sheet_is_bounded_and_the_next_is_another(tmp_path: Path) -> None:

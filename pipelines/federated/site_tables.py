@@ -1,4 +1,4 @@
-"""The tables of a site's label queue, in the site's own database: what is asked, what was said, who may sit down.
+"""The database of a site, `site.db`, and its tables: what rows show, what was paid for, the queue of rows to label.
 
 Votes are only ever added: an undo is a vote's row too, and names the vote that it takes back. What an item's votes
 come to (`label`) is kept beside it, and so are the pictures of its rows, so that the desk reads no snapshot.
@@ -14,9 +14,31 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint
 
-from pipelines.federated.store import ANNOTATIONS
-
 METADATA = MetaData()
+
+ARCHIVE = Table(
+    "archive",  # what a row really shows, where the site knows it; only annotators and evaluation ask
+    METADATA,
+    Column("row_id", String(32), primary_key=True),
+    Column("label", Integer, nullable=False),
+)
+ANNOTATIONS = Table(
+    "annotations",  # every label ever paid for; a row is paid for once
+    METADATA,
+    Column("row_id", String(32), primary_key=True),
+    Column("label", Integer, nullable=False),
+    Column("annotator", String(64), nullable=False),
+)
+
+DOUBTS = Table(
+    "doubts",  # labels that are probably wrong, by whoever looked last
+    METADATA,
+    Column("row_id", String(32), primary_key=True),
+    Column("by", String(32), primary_key=True),
+    Column("label", Integer, nullable=False),
+    Column("suggestion", Integer, nullable=False),
+    Column("support", Float, nullable=False),
+)
 
 UNREADABLE = -1
 """What a vote says, and an item comes to, where nobody can tell what the row shows."""
@@ -100,10 +122,9 @@ def open_database(root: Path) -> sa.Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     # In one transaction, behind the lock: two processes that make the same table at once trip over each other.
-    if not sa.inspect(database).has_table(TOKENS.name):
+    if not set(METADATA.tables) <= set(sa.inspect(database).get_table_names()):
         with writing(database) as connection:
             METADATA.create_all(connection)
-            ANNOTATIONS.create(connection, checkfirst=True)
     return database
 
 
