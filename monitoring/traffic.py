@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -224,7 +224,7 @@ def read(connection: sa.Connection, from_seq: int, to_seq: int, *where: sa.Colum
 
 def _as_stored(given: Prediction, row: sa.Row[Any]) -> Prediction:
     """The prediction as its row has it; `png` is the given one's, whose hash need not be the row's."""
-    names = [name for name in COLUMNS if name not in ("seq", "logged_at", *QUALITY_COLUMNS)]
+    names = [each.name for each in fields(given) if each.name not in ("png", "quality")]
     values: dict[str, Any] = {name: getattr(row, name) for name in names}
     stored = replace(given, quality=[getattr(row, name) for name in QUALITY_COLUMNS], **values)
     return given if stored == given else stored
