@@ -2,7 +2,8 @@
 the first score at a threshold or above, and the thresholds are set on stable runs.
 
 River's detectors see every row of every column, all rows together and each site by itself, standardised by the
-reference, after up to 500 rows of it; classes come as one indicator each. Evidently sees every window by itself.
+reference, after up to 500 rows of it; classes come as one indicator each. KSWIN, which tests anew at every row, sees
+all rows together alone. Evidently sees every window by itself.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def river(
     classes = sorted(whole["prediction"].unique())
     base = _numbers(whole, classes)
     mean, spread = base.mean().to_numpy(), np.maximum(base.std().to_numpy(), 1e-3)
-    scopes = ["overall", *(reference if len(reference) > 1 else ())]
+    scopes = ["overall", *(reference if len(reference) > 1 and make is not _Kswin else ())]
     detectors = {scope: [make() for _ in mean] for scope in scopes}
 
     def feed(scope: str, rows: np.ndarray) -> None:
