@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import cases, desk, log
+from flows import alarms, cases, desk, log
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ class _Sentences(typer.core.TyperGroup):
 app.info.cls = _Sentences
 app.add_typer(cases.app, name="cases")
 app.add_typer(log.app, name="log")
+app.add_typer(alarms.app, name="alarms")
 
 
 def _settings(task: str) -> Any:

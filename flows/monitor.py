@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.events import announce
+from flows.notifying import tell
 from pipelines import watch
 from pipelines.settings import load_settings
 
@@ -22,6 +23,7 @@ def monitor(task: str = "digits", limit: int = 20) -> list[str]:
     for decision in watch.ready(settings):
         told = announce(settings, decision)
         said.append(f"decision {decision.decision} is {'announced' if told else 'not announced yet; it waits'}")
+    said += tell(settings)
     for sentence in said or ["no new window is complete"]:
         print(sentence)  # noqa: T201  Prefect turns it into a line of the run's log
     return said

@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled
 
 from flows.events import GRACE_S, announce
+from flows.notifying import tell
 from monitoring import alarm
 from monitoring.database import connect
 from pipelines.settings import Settings, load_settings
@@ -32,9 +33,9 @@ LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAU
 
 @flow(name="reconcile", flow_run_name="reconcile-{task}", persist_result=False, log_prints=True)
 def reconcile(task: str = "digits") -> list[str]:
-    """Have every open decision of a task acted on, and the log kept within its limits; says what was amiss."""
+    """Have every open decision of a task acted on and told, and the log kept within its limits; says what was amiss."""
     settings = load_settings(task)
-    done = settle(settings) + keep_within_limits(settings)
+    done = settle(settings) + keep_within_limits(settings) + tell(settings)
     for sentence in done:
         print(sentence)  # noqa: T201  Prefect turns it into a line of the run's log
     return done

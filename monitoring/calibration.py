@@ -37,6 +37,13 @@ class Calibration:
         factor = self.factors.get(scope, {}).get(column, 0.0)
         return max(policy.smallest_effect(column), factor * _noise_unit(rows, reference_rows))
 
+    @staticmethod
+    def cuts_of(frames: Mapping[str, pd.DataFrame], policy: DriftPolicy) -> dict[str, dict[str, Cuts]]:
+        """Per scope and column of its reference."""
+        return {
+            scope: {str(name): cuts_of(frame[name], policy.bins) for name in frame} for scope, frame in frames.items()
+        }
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -58,9 +65,7 @@ def calibrate(reference: Mapping[str, pd.DataFrame], policy: DriftPolicy, seed: 
     site_rows = max(policy.site_minimum_rows, policy.window_rows // len(sites))
     for site in sites:
         factors[site] = _scope(reference[site], site_rows, share / len(sites), policy, rng)
-    frames = {OVERALL: whole, **reference}
-    cuts = {scope: {name: cuts_of(frame[name], policy.bins) for name in frame} for scope, frame in frames.items()}
-    return Calibration(factors, cuts)
+    return Calibration(factors, Calibration.cuts_of({OVERALL: whole, **reference}, policy))
 
 
 def _scope(
@@ -72,7 +77,7 @@ def _scope(
     even = np.full(count, 1.0 / count)
     window = rng.multinomial(rows, even, size=policy.replicates).astype(np.float64)
     again = rng.multinomial(count, even, size=policy.replicates).astype(np.float64)
-    columns = list(frame)
+    columns = [str(name) for name in frame]
     distances = {name: _distances(frame[name], window, again) for name in columns}
     spread = {name: float(np.quantile(values, _TAIL)) for name, values in distances.items()}
     moving = [name for name in columns if spread[name] > 0.0]

@@ -90,18 +90,28 @@ AGGREGATES = Table(
 )
 
 DECISIONS = Table(
-    "decisions",  # an alarm's decision to retrain: the row first, the event second
+    "decisions",  # what an alarm calls for: the row first, the event second
     METADATA,
     Column("decision", Integer, primary_key=True, autoincrement=True),
-    Column("cause", String(64), nullable=False),  # drift | schedule | manual
+    Column(
+        "cause", String(64), nullable=False
+    ),  # drift | broken camera | silence | label shift | doubt | schedule | manual
     Column("evidence", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("state", String(16), nullable=False),  # waiting | emitted | running | done | failed
+    Column("state", String(16), nullable=False),  # waiting | emitted | running | done | failed; paged | asked | closed
     Column("attempts", Integer, nullable=False, default=0),
     Column("flow_run_id", String(64)),
     Column("updated_at", Float, nullable=False),
     Column("outcome", String(400)),
     sqlite_autoincrement=True,
+)
+
+NOTIFICATIONS = Table(
+    "notifications",  # which channel has been told of which decision; append-only
+    METADATA,
+    Column("decision", Integer, primary_key=True),
+    Column("channel", String(128), primary_key=True),
+    Column("at", Float, nullable=False),
 )
 
 PROMOTIONS = Table(
@@ -210,6 +220,7 @@ __all__ = [
     "LABELS",
     "METADATA",
     "MOVES",
+    "NOTIFICATIONS",
     "PREDICTIONS",
     "PROMOTIONS",
     "SERVICE_HEALTH",

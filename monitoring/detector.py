@@ -45,8 +45,6 @@ class Evidence:
 
 def detect(windows: Sequence[Window], policy: AlarmPolicy) -> Evidence:
     """What the windows, oldest first and of one model version, say together."""
-    from scipy.special import logsumexp
-
     found: list[ScopeEvidence] = []
     for period, part in _by_period(windows, policy.schedule):
         if period is not None and period.windows == "ignored":
@@ -60,7 +58,7 @@ def detect(windows: Sequence[Window], policy: AlarmPolicy) -> Evidence:
             if (one := _scope(scope, judged, share, learnt, policy.persistence)) is not None:
                 found.append(one)
     found.sort(key=lambda one: -one.log_evidence)
-    total = float(logsumexp([one.log_evidence for one in found])) if found else -np.inf
+    total = float(np.logaddexp.reduce([one.log_evidence for one in found])) if found else -np.inf
     loud = [one for one in found if one.log_evidence > policy.log_level - np.log(10.0)]
     return Evidence(total, tuple(loud))
 
@@ -75,14 +73,12 @@ def _by_period(windows: Sequence[Window], schedule: Sequence[Period]) -> list[tu
     parts: dict[str | None, tuple[Period | None, list[Window]]] = {}
     for window in windows:
         period = period_of(window, schedule)
-        parts.setdefault(period and period.name, (period, []))[1].append(window)
+        parts.setdefault(period.name if period else None, (period, []))[1].append(window)
     return list(parts.values())
 
 
 def _scope(scope: str, windows: Sequence[Window], share: float, learnt: int, persistence: int) -> ScopeEvidence | None:
     """The evidence of a scope's columns. learnt: so many first windows are the reference of the later ones."""
-    from scipy.special import logsumexp
-
     tallies = [_tallies(window, scope) for window in windows]
     names = sorted({name for each in tallies for name in each})
     if len(windows) <= learnt or not names:
@@ -93,13 +89,13 @@ def _scope(scope: str, windows: Sequence[Window], share: float, learnt: int, per
         column = _binned([tallies[place][name] for place in there], learnt)
         if column is not None:
             since[row, there[learnt:]] = log_since(column, persistence)
-    each_start = logsumexp(since, axis=0) - np.log(len(names))
+    each_start = np.logaddexp.reduce(since, axis=0) - np.log(len(names))
     if not np.isfinite(each_start).any():
         return None
     start = int(np.argmax(each_start))
     loud = sorted(((float(since[row, start]), name) for row, name in enumerate(names)), reverse=True)
-    columns = {name: value for value, name in loud if value > max(0.0, loud[0][0] - 1e9) and value > _SPEAKS}
-    total = float(logsumexp(each_start)) + np.log(share)
+    columns = {name: value for value, name in loud if value > _SPEAKS} or {loud[0][1]: loud[0][0]}
+    total = float(np.logaddexp.reduce(each_start)) + np.log(share)
     return ScopeEvidence(scope, total, int(windows[start]["window"]), columns)
 
 

@@ -45,51 +45,56 @@ class Binned:
 def log_since(column: Binned, persistence: int) -> Floats:
     """[windows] of each window the logarithm of the evidence that the column changed there and has stayed so.
 
-    It has to stand without the `persistence - 1` windows that speak loudest for themselves, and needs as many
-    windows as `persistence` at least: a lamp that flickers once raises no alarm.
+    It has to stand without the `persistence - 1` windows that lie farthest off the reference, and needs as many
+    windows as `persistence` at least; nor do so many such windows among the earlier ones tell what is usual. So a
+    lamp that flickers once raises no alarm, neither then nor when it is well again.
     """
     count = len(column.counts)
     since = np.triu(np.ones((count, count)))  # [start, window]
-    found = _evidence(column, since)
-    if persistence > 1:
-        rank = np.argsort(np.argsort(-_evidence(column, np.eye(count)), kind="stable"))
-        louder = (rank[:, None] < rank[None, :]).astype(np.float64)  # [i, j]: i is louder than j
-        loudest = (since @ louder < persistence - 1) & (since > 0)
-        found = np.minimum(found, _evidence(column, since * ~loudest))
-        found[max(0, count - persistence + 1) :] = -np.inf
+    before = 1.0 - since
+    if persistence == 1:
+        return _evidence(column, since, before)
+    own = _evidence(column, np.eye(count), np.zeros_like(since))
+    rank = np.argsort(np.argsort(-own, kind="stable"))
+    louder = (rank[:, None] < rank[None, :]).astype(np.float64)  # [i, j]: i is louder than j
+
+    def without_loudest(weights: Floats) -> Floats:
+        return weights * (weights @ louder >= persistence - 1)
+
+    usual = without_loudest(before)
+    found = np.minimum(_evidence(column, since, usual), _evidence(column, without_loudest(since), usual))
+    found[max(0, count - persistence + 1) :] = -np.inf
     return found
 
 
-def _evidence(column: Binned, chosen: Floats) -> Floats:
-    """[starts] the logarithm of the e-value of the chosen windows [starts, windows], each row from its start on.
+def _evidence(column: Binned, chosen: Floats, before: Floats) -> Floats:
+    """[starts] the logarithm of the e-value of the chosen windows [starts, windows], where those before tell what is
+    usual.
 
     The mean of likelihood ratios for a change of any kind (Dirichlet-multinomial) and, of ordered bins, for a shift
     (normal scores, for which the sums are as good as normal).
     """
-    from scipy.special import logsumexp
-
-    counts, null = chosen @ column.counts, _expected(column, chosen)
+    counts, null = chosen @ column.counts, _expected(column, chosen, before)
     base = _log_likelihood(counts, null)
     ratios = [_log_likelihood(counts, null / wider) - base for wider in _WIDER]
     if column.ordered:
         ratios += _shifts(counts[:, :-1], null[:, :-1])
-    return np.asarray(logsumexp(ratios, axis=0) - np.log(len(ratios)))
+    return np.asarray(np.logaddexp.reduce(ratios, axis=0) - np.log(len(ratios)))
 
 
-def _expected(column: Binned, chosen: Floats) -> Floats:
+def _expected(column: Binned, chosen: Floats, before: Floats) -> Floats:
     """[starts, bins] what is known of the shares of the chosen windows, in rows: the reference's, and those of the
-    windows before the start, as if these had had the mix of sites of the chosen ones.
+    windows before, as if these had had the mix of sites of the chosen ones.
     """
     rows = column.counts.sum(axis=1)
     weight = np.maximum(chosen * rows, 1e-12 * np.eye(*chosen.shape))
     weight /= weight.sum(axis=1, keepdims=True)
     expected = np.maximum(weight @ column.expected, 1e-9)
-    before = np.tril(np.ones(chosen.shape), -1)
     usual = np.maximum((before * rows) @ column.expected, 1e-9) / np.maximum(before @ rows, 1e-9)[:, None]
     past = before @ column.counts * np.where(usual > 1e-6, expected / usual, 1.0)
     known = (weight @ column.worth)[:, None] * expected + past
     known *= np.minimum(1.0, column.limit / np.maximum(known.sum(axis=1), 1e-9))[:, None]
-    return known + _PRIOR
+    return np.asarray(known + _PRIOR)
 
 
 def _log_likelihood(counts: Floats, alpha: Floats) -> Floats:

@@ -78,7 +78,7 @@ RULES: tuple[tuple[Callable[[Facts], bool], Cause], ...] = (
     ),
     (
         _answers_alone,
-        Cause("doubt", "labels", "the model is less sure of inputs that look the same; labels would tell"),
+        Cause("doubt", "labels", "the model doubts inputs that look the same; labels would tell"),
     ),
     (
         lambda facts: (

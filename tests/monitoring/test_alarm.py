@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,14 +10,14 @@ from fresh_logs import Databases
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from pydantic import ValidationError
+from reported_windows import EVERYWHERE, report
 
 from monitoring import alarm
-from monitoring.alarm import AlarmPolicy
-from monitoring.database import PREDICTIONS, WINDOWS, connect
+from monitoring.database import PREDICTIONS, connect
+from monitoring.deciding import decide
+from monitoring.policy import AlarmPolicy
 
 POLICY = AlarmPolicy()
-ROWS = 100
 
 
 @pytest.fixture
@@ -27,107 +26,6 @@ def engine(databases: Databases) -> Iterator[sa.Engine]:
         made = connect(url)
         yield made
         made.dispose()
-
-
-def scope(ratio: float, what: str = "brightness", now: float = 0.10) -> dict[str, Any]:
-    column = {
-        "column": what, "what": what, "value": ratio * 0.2, "threshold": 0.2, "ratio": ratio, "was": 0.32, "now": now,
-    }  # fmt: skip
-    return {"rows": ROWS, "odd": ratio > 3, "worst": ratio, "columns": {what: column}}
-
-
-def report(engine: sa.Engine, version: int = 1, **ratios: float) -> int:
-    """A reported window whose scopes are as far off as said; the underscore of site_1 becomes a hyphen."""
-    scopes = {name.replace("_", "-"): scope(ratio) for name, ratio in ratios.items()}
-    with engine.begin() as connection:
-        last = connection.execute(sa.select(sa.func.max(WINDOWS.c.to_seq))).scalar_one() or 1
-        inserted = connection.execute(
-            sa.insert(WINDOWS).values(
-                from_seq=last,
-                to_seq=last + ROWS,
-                rows=ROWS,
-                started_at=0.0,
-                ended_at=1.0,
-                model_version=version,
-                odd=int(any(s["odd"] for s in scopes.values())),
-                evidence={"scopes": scopes, "mix": {"site-1": 50, "site-2": 50}, "notes": [], "rows": ROWS},
-            )
-        )
-        assert inserted.inserted_primary_key is not None
-        return int(inserted.inserted_primary_key[0])
-
-
-def test_one_odd_window_is_no_alarm_and_the_second_is(engine: sa.Engine) -> None:
-    report(engine, overall=7.0)
-    assert alarm.decide(engine, POLICY, now=0.0) is None
-    report(engine, overall=7.0)
-    decision = alarm.decide(engine, POLICY, now=0.0)
-    assert decision is not None
-    assert decision.state == "waiting"
-    assert (decision.evidence["from_seq"], decision.evidence["to_seq"]) == (1, 201)
-
-
-def test_two_odd_ones_among_three_are_enough_and_among_four_are_not(engine: sa.Engine) -> None:
-    for ratio in (7.0, 1.0, 1.0, 7.0):
-        report(engine, overall=ratio)
-        assert alarm.decide(engine, POLICY, now=0.0) is None
-    report(engine, overall=1.0)
-    report(engine, overall=7.0)
-    assert alarm.decide(engine, POLICY, now=0.0) is not None
-
-
-def test_odd_windows_must_agree_on_where(engine: sa.Engine) -> None:
-    report(engine, overall=1.0, site_1=5.0)
-    report(engine, overall=1.0, site_2=5.0)
-    assert alarm.decide(engine, POLICY, now=0.0) is None
-    report(engine, overall=1.0, site_1=5.0)
-    decision = alarm.decide(engine, POLICY, now=0.0)
-    assert decision is not None
-    assert decision.evidence["sites"] == ["site-1"]
-    assert decision.evidence["windows"] == [1, 3]
-
-
-def test_windows_of_an_older_version_do_not_count(engine: sa.Engine) -> None:
-    report(engine, version=1, overall=7.0)
-    report(engine, version=2, overall=7.0)
-    assert alarm.decide(engine, POLICY, now=0.0) is None
-
-
-def test_the_evidence_says_what_happened_in_a_sentence(engine: sa.Engine) -> None:
-    for _ in range(2):
-        report(engine, overall=7.1, site_1=6.0, site_2=6.0)
-    decision = alarm.decide(engine, POLICY, label_budget=0.1, now=0.0)
-    assert decision is not None
-    assert decision.sentence == (
-        "brightness fell from 0.32 to 0.10 (7.1 x its threshold) at all 2 sites in windows 1-2"
-    )
-    column = decision.evidence["columns"]["brightness"]
-    assert (column["value"], column["threshold"], column["times"]) == (pytest.approx(1.42), 0.2, 2)
-    assert decision.evidence["label_budget"] == 0.1
-
-
-def test_used_windows_raise_no_second_alarm(engine: sa.Engine) -> None:
-    policy = AlarmPolicy(cooldown_s=0)
-    for _ in range(3):
-        report(engine, overall=7.0)
-    first = alarm.decide(engine, policy, now=0.0)
-    assert first is not None
-    alarm.claim(engine, first.decision, "run", now=1.0)
-    alarm.finish(engine, first.decision, "version 2 is champion", now=2.0)
-    report(engine, overall=7.0)
-    assert alarm.decide(engine, policy, now=10.0) is None
-    report(engine, overall=7.0)
-    second = alarm.decide(engine, policy, now=10.0)
-    assert second is not None
-    assert second.evidence["windows"] == [4, 5]
-
-
-def test_two_monitors_at_once_make_one_decision(engine: sa.Engine) -> None:
-    for _ in range(2):
-        report(engine, overall=7.0)
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: alarm.decide(engine, POLICY, now=0.0), range(16)))
-    assert sum(decision is not None for decision in made) == 1
 
 
 def test_one_of_many_claimants_gets_the_decision_and_may_ask_again(engine: sa.Engine) -> None:
@@ -175,13 +73,6 @@ def test_a_retraining_waits_until_enough_rows_are_new(engine: sa.Engine) -> None
     assert not alarm.enough_rows(engine, decision, 21)
 
 
-def test_a_policy_that_can_never_fire_is_refused() -> None:
-    with pytest.raises(ValidationError, match="of_windows"):
-        AlarmPolicy(odd_windows=4, of_windows=3)
-    with pytest.raises(ValidationError):
-        AlarmPolicy(odd_windows=1)
-
-
 class Rules(RuleBasedStateMachine):
     """Whatever monitors, runs and reconcilers do: one open decision, a cool-down, a daily number."""
 
@@ -199,11 +90,11 @@ class Rules(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(ratio=st.sampled_from([1.0, 7.0, 7.0]))
-    def monitor(self, ratio: float) -> None:
-        report(self.engine, overall=ratio)
+    @rule(dark=st.sampled_from([False, True, True]))
+    def monitor(self, dark: bool) -> None:
+        report(self.engine, EVERYWHERE if dark else {})
         was_open = [d for d in alarm.decisions(self.engine) if d.state in alarm.OPEN]
-        made = alarm.decide(self.engine, self.policy, now=self.now)
+        made = decide(self.engine, self.policy, now=self.now)
         if made is not None:
             assert not was_open
             assert self.now - self.finished_at >= self.policy.cooldown_s
