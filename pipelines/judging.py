@@ -7,7 +7,7 @@ the log database and its pages on the dashboard are made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,26 +69,31 @@ class Judged:
         return {str(site): int(count) for site, count in sorted(Counter(self.site).items())}
 
     def evidence(self) -> dict[str, Any]:
-        """For the window's row: every column overall, and of the sites those that exceed."""
-        scopes = {}
-        for scope in self.scopes:
-            told = [c for c in scope.columns if scope.scope == OVERALL or (scope.odd and c.ratio > 1.0)]
-            scopes[scope.scope] = {
-                "rows": scope.rows,
-                "odd": scope.odd,
-                "worst": scope.worst,
-                "columns": {column.column: asdict(column) for column in told},
-            }
+        """For the window's row."""
         return {
             "rows": len(self.site),
             "mix": self.mix,
             "notes": list(self.notes),
-            "scopes": scopes,
+            "scopes": scopes_told(self.scopes),
             "quality": [asdict(finding) for finding in data_quality.told_of(self.findings)],
             "sites": {site: asdict(told) for site, told in self.sites.items()},
             "estimate": asdict(self.estimate),
             "health": self.health.figures(),
         }
+
+
+def scopes_told(scopes: Sequence[ScopeDrift]) -> dict[str, Any]:
+    """Every column overall, and of the sites those that exceed."""
+    told = {}
+    for scope in scopes:
+        columns = [c for c in scope.columns if scope.scope == OVERALL or (scope.odd and c.ratio > 1.0)]
+        told[scope.scope] = {
+            "rows": scope.rows,
+            "odd": scope.odd,
+            "worst": scope.worst,
+            "columns": {column.column: asdict(column) for column in columns},
+        }
+    return told
 
 
 def judge(watcher: Watcher, rows: pd.DataFrame, version: int) -> Judged:
