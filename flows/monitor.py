@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.events import announce
 from flows.notifying import tell
-from pipelines import watch
+from pipelines import histogram_watch, watch
 from pipelines.settings import load_settings
 
 
@@ -19,6 +19,8 @@ def monitor(task: str = "digits", limit: int = 20) -> list[str]:
         said.append(report.sentence)
         if report.decision is not None:
             said.append(f"alarm: {report.decision.sentence}")
+    if settings.monitors.histograms and (counted := histogram_watch.look(settings)) is not None:
+        said.append(counted.sentence)
     said += [f"silent: {silence.sentence}" for silence in watch.silent(settings)]
     for decision in watch.ready(settings):
         told = announce(settings, decision)

@@ -60,6 +60,9 @@ class Dashboard:
     def snapshots(self) -> Path:
         return self.workspace / str(self.project) / "snapshots"
 
+    def exists(self) -> bool:
+        return (self.workspace / str(self.project) / "metadata.json").is_file()
+
     def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str], standing: Standing) -> None:
         """The project with its panels; written where it is missing, or other than it should be.
 
@@ -97,15 +100,15 @@ class Dashboard:
         self._put(path, model.dict())
         return path
 
-    def tell(self, at: float, text: str) -> str:
-        """Keep the page that says how things stand, in Markdown, instead of the one before; returns its path in the UI.
+    def tell(self, at: float, text: str) -> Path:
+        """Keep the page that says how things stand, in Markdown, instead of the one before.
 
         A dashboard's own panels show plain text: only a page can link to elsewhere.
         """
-        name = self._name(0, _STANDING)
+        path = self.snapshots / f"{self._name(0, _STANDING)}.json"
         model = snapshot_model(_STANDING, at, [], [self.model_name, "standing"], {}, text=text)
-        self._put(self.snapshots / f"{name}.json", model.dict())
-        return f"/projects/{self.project}/reports/{name}"
+        self._put(path, model.dict())
+        return path
 
     def metadata(self, from_seq: int, scope: str) -> dict[str, str]:
         """What was written with that snapshot; empty where there is none."""
@@ -113,11 +116,16 @@ class Dashboard:
         return dict(found.get("metadata", {})) if found else {}
 
     def retain(self, windows: int, full: int) -> int:
-        """Drop all but the newest windows, and the plots of all but the newest full reports; how many files changed."""
-        standing = f"{self._name(0, _STANDING)}.json"
-        files = sorted(path for path in self.snapshots.glob("*.json") if path.name != standing)
-        seqs = sorted({path.name[:13] for path in files})
-        dropped = [path for path in files if path.name[:13] not in seqs[-windows:]]
+        """Drop all but the newest windows, and the plots of all but the newest full reports; how many files changed.
+
+        Windows of histograms are counted apart: they have numbers of their own.
+        """
+        standing, apart = (str(self._name(0, scope))[13:] for scope in (_STANDING, HISTOGRAMS))
+        files = sorted(path for path in self.snapshots.glob("*.json") if path.stem[13:] != standing)
+        dropped: list[Path] = []
+        for some in ([p for p in files if p.stem[13:] == apart], [p for p in files if p.stem[13:] != apart]):
+            seqs = sorted({path.name[:13] for path in some})
+            dropped += [path for path in some if path.name[:13] not in seqs[-windows:]]
         big = [path for path in files if path not in dropped and path.stat().st_size > _BIG_BYTES]
         for path in dropped:
             path.unlink(missing_ok=True)

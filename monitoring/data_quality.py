@@ -21,6 +21,8 @@ from monitoring.volume import volume
 
 Mask = NDArray[np.bool_]
 
+ENOUGH_WINDOWS = 3  # of traffic, which says better than the reference how often pictures come twice
+
 WHAT = {
     "unreadable": "pictures cannot be read",
     "out of range": "pictures are beyond the accepted range",
@@ -61,20 +63,19 @@ def check(
             before = sum((usual[monitor][site] for site in sites), Share(0, 0))
             if now.rows:
                 findings.append(risen(monitor, scope, now, before, policy, checks, WHAT[monitor]))
-    odd = {finding.scope for finding in findings if finding.monitor == "duplicates" and finding.odd}
     again = {str(site): int(twice[place].sum()) for site, place in rows.groupby("site").indices.items()}
     counts = {str(site): len(own) for site, own in rows.groupby("site")}
     findings += volume(float(rows["at"].min()), float(rows["at"].max()), counts, habit, policy)
-    return findings, tell_sites(rows, again, odd, habit)
+    return findings, tell_sites(rows, again, habit)
 
 
 def _usual_duplicates(reference: Mapping[str, pd.DataFrame], habit: Habit) -> dict[str, Share]:
-    """The reference's and those of earlier windows in which there were not too many."""
-    usual = {site: usual_duplicates(table) for site, table in reference.items()}
-    for window in habit.past:
-        for site, told in window.sites.items():
-            if site in usual and told.usual:
-                usual[site] += Share(told.duplicates, told.rows)
+    """Of the windows before; of the reference, where there are too few of them."""
+    usual = {}
+    for site, table in reference.items():
+        told = [window.sites[site] for window in habit.past if site in window.sites]
+        seen = Share(sum(each.duplicates for each in told), sum(each.rows for each in told))
+        usual[site] = seen if len(told) >= ENOUGH_WINDOWS else usual_duplicates(table)
     return usual
 
 

@@ -207,6 +207,20 @@ SILENCES = Table(
     Column("sentence", String(400), nullable=False),
 )
 
+HISTOGRAM_WINDOWS = Table(
+    "histogram_windows",  # what the sites' histograms of their new rows showed, where no row may be seen
+    METADATA,
+    Column("window", Integer, primary_key=True, autoincrement=True),
+    Column("model_version", Integer, nullable=False),
+    Column("turn", Integer, nullable=False),  # from 1 for every version; a row is counted in one turn
+    Column("at", Float, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("odd", Integer, nullable=False),  # 0 or 1
+    Column("evidence", JSON, nullable=False),  # as in WINDOWS
+    UniqueConstraint("model_version", "turn"),
+    sqlite_autoincrement=True,
+)
+
 Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
@@ -217,6 +231,7 @@ __all__ = [
     "CASES",
     "CASE_FINDINGS",
     "DECISIONS",
+    "HISTOGRAM_WINDOWS",
     "LABELS",
     "METADATA",
     "MOVES",

@@ -1,8 +1,8 @@
 """Pictures that came more than once: a camera that hangs, an upload that repeats itself, a client that retries.
 
 In: the names of a window's pictures (hashes of their content). Out: which of them were there before in the window.
-The reference says what is usual by its quality columns, because it holds no names: ingest refuses twins, so mostly
-there are none; earlier windows add what is usual in traffic.
+What is usual the windows before say, and before there are any the reference, by its quality columns, because it holds
+no names. Ingest refuses twins, so there it is next to none.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ themselves: training on pictures that cannot be read would make things worse.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -23,6 +25,9 @@ class MonitorPolicy(BaseModel):
     silence_factor: float = Field(3.0, gt=1, description="times a site's longest pause so far")
     silence_floor_s: float = Field(900.0, ge=0, description="a shorter pause is never silence")
     silence_rows: int = Field(50, ge=10, description="rows that a silent site would have sent by its share of the rest")
+    histograms: bool = Field(False, description="ask the sites for histograms of their new rows, as no row may be seen")
+    histogram_rows: int = Field(200, ge=50, description="new rows that a window of histograms holds at least")
+    smallest_count: int = Field(5, ge=1, description="a site merges bins with fewer rows into their neighbours")
     keep_health_days: float = Field(30.0, gt=0, description="how long the service's counters are kept")
 
 
@@ -67,3 +72,20 @@ def risen(monitor: str, scope: str, now: Share, usual: Share, policy: MonitorPol
     odd = chance < policy.false_alarm_per_window / max(checks, 1) and rise > policy.smallest_rise
     sentence = f"{scope}: {now.hits} of {now.rows} {what} ({now.value:.0%}, usual {usual.value:.1%})"
     return Finding(monitor, scope, now.value, usual.value, odd, sentence)
+
+
+def amiss(findings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each monitor that found something odd, as a window's row keeps them: its worst site, or overall.
+
+    findings: the fields of Finding.
+    """
+    by_monitor: dict[str, list[Mapping[str, Any]]] = {}
+    for finding in findings:
+        if finding["odd"]:
+            by_monitor.setdefault(finding["monitor"], []).append(finding)
+    said = []
+    for odd in by_monitor.values():
+        sites = sorted(odd[1:] if odd[0]["scope"] == "overall" else odd, key=lambda finding: -finding["value"])
+        more = f", and so at {len(sites) - 1} more sites" if len(sites) > 1 else ""
+        said.append((sites or odd)[0]["sentence"] + more)
+    return said

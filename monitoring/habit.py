@@ -28,7 +28,6 @@ class SiteTold:
     last_at: float
     longest_gap_s: float
     duplicates: int
-    usual: bool  # nothing about its duplicates was odd
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ def read_habit(engine: sa.Engine, windows: int) -> Habit:
     )
 
 
-def tell_sites(rows: pd.DataFrame, duplicates: Mapping[str, int], odd: set[str], habit: Habit) -> dict[str, SiteTold]:
-    """What later windows need of this one. duplicates: per site; odd: the sites with too many of them."""
+def tell_sites(rows: pd.DataFrame, duplicates: Mapping[str, int], habit: Habit) -> dict[str, SiteTold]:
+    """What later windows need of this one. duplicates: per site."""
     told = {}
     for site, own in rows.groupby("site"):
         name, at = str(site), np.sort(own["at"].to_numpy(dtype=np.float64))
         before = habit.last_at(name)
         times = at if before is None else np.concatenate([[min(before, at[0])], at])
         gap = float(np.diff(times).max()) if len(times) > 1 else 0.0
-        told[name] = SiteTold(len(own), at[0].item(), at[-1].item(), gap, duplicates.get(name, 0), name not in odd)
+        told[name] = SiteTold(len(own), at[0].item(), at[-1].item(), gap, duplicates.get(name, 0))
     return told

@@ -13,8 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from monitoring.database import DECISIONS, PROMOTIONS, SILENCES, WINDOWS
+from monitoring.database import DECISIONS, HISTOGRAM_WINDOWS, PROMOTIONS, SILENCES, WINDOWS
 from monitoring.drift import OVERALL
+from monitoring.findings import amiss
 from monitoring.silence import open_silences
 
 _WINDOWS_BACK = 200
@@ -43,63 +44,67 @@ class Done:
 
 def how_things_stand(engine: sa.Engine) -> Morning:
     """As of the newest window and the last look for silence."""
-    w = WINDOWS.c
-    newest = sa.select(w.window, w.ended_at, w.model_version, w.odd, w.evidence).order_by(w.window.desc())
+    w, h = WINDOWS.c, HISTOGRAM_WINDOWS.c
+    newest = sa.select(w.window, w.ended_at, w.model_version, w.evidence).order_by(w.window.desc())
+    counted = sa.select(h.window, h.at.label("ended_at"), h.model_version, h.evidence).order_by(h.window.desc())
     with engine.connect() as connection:
         windows = connection.execute(newest.limit(_WINDOWS_BACK)).all()
-    silences = open_silences(engine)
-    amiss = [silence.sentence for silence in silences]
-    version = int(windows[0].model_version) if windows else None
-    if not windows:
-        return Morning("No window of traffic is complete yet", tuple(amiss), what_was_done(engine), version)
-    unwell = [_amiss(window) for window in windows]
-    run = next((length for length, said in enumerate(unwell) if not said), len(unwell))
-    amiss += unwell[0]
-    if run:
-        since = windows[run - 1]
-        more = "or longer" if run == len(unwell) == _WINDOWS_BACK else f"window {since.window}"
-        headline = f"Not healthy since {moment(since.ended_at)} ({more})"
-    elif silences:
-        headline = f"Not healthy since {moment(silences[0].since)}: a site is silent"
+        histograms = connection.execute(counted.limit(_WINDOWS_BACK)).all()
+    silences, done = open_silences(engine), what_was_done(engine)
+    wrong = [silence.sentence for silence in silences]
+    sick = []  # (since when, how that is called)
+    for what, seen in (("windows", windows), ("histograms", histograms)):
+        unwell = [_amiss(window) for window in seen]
+        run = next((length for length, said in enumerate(unwell) if not said), len(unwell))
+        if run:
+            sick.append((seen[run - 1].ended_at, f"the last {run} {what}" if run > 1 else f"the last of the {what}"))
+            wrong += [f"{line}, by the sites' histograms" if seen is histograms else line for line in unwell[0]]
+    if silences:
+        sick.append((silences[0].since, "a site is silent"))
+    version = max((int(seen[0].model_version) for seen in (windows, histograms) if seen), default=None)
+    if sick:
+        since, why = min(sick)
+        headline = f"Not as expected since {moment(since)} ({why})"
+    elif windows or histograms:
+        seen = windows or histograms
+        well = next((length for length, window in enumerate(seen) if _amiss(window)), len(seen))
+        headline = f"Healthy since {moment(seen[well - 1].ended_at)} (the last {well} windows are as expected)"
     else:
-        well = next((length for length, said in enumerate(unwell) if said), len(unwell))
-        since = windows[well - 1]
-        headline = f"Healthy: the last {well} windows are as expected, since {moment(since.ended_at)}"
-    return Morning(headline, tuple(amiss), what_was_done(engine), version)
+        headline = "No window of traffic is complete yet"
+    return Morning(headline, tuple(wrong), done, version)
 
 
 def what_was_done(engine: sa.Engine) -> tuple[Done, ...]:
     """Decisions and what came of them, promotions and rollbacks, silences: newest first."""
     done: list[Done] = []
     with engine.connect() as connection:
-        decided = sa.select(DECISIONS).order_by(DECISIONS.c.decision.desc()).limit(_LINES)
-        for row in connection.execute(decided).mappings():
-            why = str(row["evidence"].get("sentence", row["cause"]))
-            done.append(Done(row["created_at"], f"decision {row['decision']}: {why}"))
-            said = row["outcome"] or {
-                "waiting": "waits",
-                "emitted": "is announced",
-                "running": "is being worked on",
-            }.get(row["state"], row["state"])
-            line = (
-                f"decision {row['decision']} {row['state']}: {said}"
-                if row["outcome"]
-                else f"decision {row['decision']} {said}"
-            )
-            done.append(Done(row["updated_at"], line, flow_run_id=row["flow_run_id"]))
-        for row in connection.execute(
-            sa.select(PROMOTIONS).order_by(PROMOTIONS.c.promotion.desc()).limit(_LINES)
-        ).mappings():
-            who = "nobody serves" if row["version"] is None else f"version {row['version']} serves"
-            before = "" if row["previous"] is None else f" instead of {row['previous']}"
-            done.append(Done(row["at"], f"{who}{before}: {row['reason']}", version=row["version"]))
-        for row in connection.execute(
-            sa.select(SILENCES).order_by(SILENCES.c.noticed_at.desc()).limit(_LINES)
-        ).mappings():
-            done.append(Done(row["noticed_at"], row["sentence"]))
-            if row["ended_at"] is not None:
-                done.append(Done(row["ended_at"], f"{row['site']} is no longer silent"))
+        for table in (DECISIONS, PROMOTIONS, SILENCES):
+            order = table.c.noticed_at if table is SILENCES else next(iter(table.primary_key))
+            for row in connection.execute(sa.select(table).order_by(order.desc()).limit(_LINES)).mappings():
+                done += _TELL[table.name](row)
     return tuple(sorted(done, key=lambda each: -each.at)[:_LINES])
+
+
+def _decided(row: sa.RowMapping) -> list[Done]:
+    name = f"decision {row['decision']}"
+    why = Done(row["created_at"], f"{name}: {row['evidence'].get('sentence', row['cause'])}")
+    states = {"waiting": "waits", "emitted": "is announced", "running": "is being worked on"}
+    now = f"{name} {states.get(row['state'], row['state'])}" + (f": {row['outcome']}" if row["outcome"] else "")
+    return [why, Done(row["updated_at"], now, flow_run_id=row["flow_run_id"])]
+
+
+def _promoted(row: sa.RowMapping) -> list[Done]:
+    who = "nobody serves" if row["version"] is None else f"version {row['version']} serves"
+    before = "" if row["previous"] is None else f" instead of {row['previous']}"
+    return [Done(row["at"], f"{who}{before}: {row['reason']}", version=row["version"])]
+
+
+def _silent(row: sa.RowMapping) -> list[Done]:
+    began = Done(row["noticed_at"], row["sentence"])
+    return [began, *([Done(row["ended_at"], f"{row['site']} is no longer silent")] if row["ended_at"] else [])]
+
+
+_TELL = {DECISIONS.name: _decided, PROMOTIONS.name: _promoted, SILENCES.name: _silent}
 
 
 def moment(at: float) -> str:
@@ -114,8 +119,7 @@ def _amiss(window: Any) -> list[str]:
     scopes: dict[str, Any] = {name: seen for name, seen in evidence.get("scopes", {}).items() if seen["odd"]}
     if scopes:
         said.append(_drifted(scopes, list(evidence.get("mix", {}))))
-    said += [finding["sentence"] for finding in evidence.get("quality", ()) if finding["odd"]]
-    return said
+    return said + amiss(evidence.get("quality", ()))
 
 
 def _drifted(scopes: dict[str, Any], watched: Sequence[str]) -> str:

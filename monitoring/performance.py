@@ -46,10 +46,6 @@ def accuracies(rows: pd.DataFrame) -> list[Accuracy]:
     return found
 
 
-def labelled_rows(rows: pd.DataFrame) -> int:
-    return int(rows[LABEL_COLUMN].notna().sum())
-
-
 def labelled_answers(engine: sa.Engine, from_seq: int, to_seq: int, version: int) -> Known:
     """The answers of a version with from_seq <= seq < to_seq whose label has come; the last label of a row counts."""
     p = PREDICTIONS.c

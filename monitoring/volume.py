@@ -2,8 +2,8 @@
 
 In: a window's rows and the habit. Out: rows against the rows expected of the time that passed since the window before.
 Hours are told apart by the day's hour (UTC) and by whether it is a weekend; one is judged only when it was seen on
-several days. Counts of a clinic vary by more than chance, so the spread is what the earlier windows showed around
-their own expectation (quasi-Poisson; McCullagh & Nelder, "Generalized Linear Models", 1989).
+several days. Counts of a clinic vary by more than chance: they are taken as negative binomial, as dispersed as those of
+the earlier windows were around their own expectation (McCullagh & Nelder, "Generalized Linear Models", 1989).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from monitoring.drift import OVERALL
 from monitoring.findings import Finding, MonitorPolicy
@@ -22,8 +23,8 @@ HOUR_S = 3600.0
 _LONGEST_S = 14 * 24 * HOUR_S
 """A window over a longer pause than that says nothing about an hour's volume."""
 _LEAST_EXPECTED = 10.0
-_SURE = 5.0
-"""Standard deviations; the counts are not normal, and so small a chance is not to be taken at its word."""
+
+_MEDIAN_OF_CHI2 = 0.455  # with one degree of freedom, as the squared deviations would be
 
 Slot = tuple[bool, int]
 
@@ -50,7 +51,7 @@ def exposure(start: float, end: float) -> dict[Slot, float]:
 def volume(
     started_at: float, ended_at: float, counts: Mapping[str, int], habit: Habit, policy: MonitorPolicy
 ) -> list[Finding]:
-    """Overall and every known site; nothing while an hour of the window is new. counts: rows per site."""
+    """Overall and every known site; a site not while an hour of the window is new. counts: rows per site."""
     spans = exposure(habit.past[-1].ended_at if habit.past else started_at, ended_at)
     stretches, hours = _stretches(habit), sum(spans.values()) / HOUR_S
     found = []
@@ -59,10 +60,13 @@ def volume(
         learned = _learn(scope, stretches)
         expected = _expected(learned, spans, policy.habit_days)
         if expected is None or expected < _LEAST_EXPECTED:
+            if scope == OVERALL and hours > 0.0:
+                found.append(Finding("volume", scope, now / hours, None, False, f"{now} rows in {hours:.1f} h"))
             continue
         ratio = (now + 0.5) / (expected + 0.5)
         beyond = ratio > policy.volume_factor or ratio < 1.0 / policy.volume_factor
-        odd = beyond and abs(now - expected) > _SURE * math.sqrt(_dispersion(scope, learned, stretches) * expected)
+        chance = _chance(now, expected, _dispersion(scope, learned, stretches))
+        odd = beyond and chance < policy.false_alarm_per_window / (len(habit.sites) + 1)
         sentence = f"{scope}: {now} rows in {hours:.1f} h, usual at this time are {expected:.0f}"
         found.append(Finding("volume", scope, now / hours, expected / hours, odd, sentence))
     return found
@@ -114,10 +118,22 @@ def _expected(learned: Mapping[Slot, _Seen], spans: Mapping[Slot, float], days: 
 
 
 def _dispersion(scope: str, learned: Mapping[Slot, _Seen], stretches: Sequence[_Stretch]) -> float:
-    """How much more than a Poisson count the earlier windows varied around what was to be expected; 1 at least."""
+    """How much more than a Poisson count the earlier windows varied around what was to be expected; 1 at least.
+
+    By the median, so that an outage long ago does not hide the next one.
+    """
     terms = []
     for stretch in stretches:
         expected = _expected(learned, stretch.spans, 1)
-        if expected:
+        if expected and expected >= _LEAST_EXPECTED:
             terms.append((_rows(scope, stretch.rows) - expected) ** 2 / expected)
-    return max(1.0, sum(terms) / len(terms)) if terms else 1.0
+    return max(1.0, median(terms) / _MEDIAN_OF_CHI2) if terms else 1.0
+
+
+def _chance(now: int, expected: float, dispersion: float) -> float:
+    """Of a count so far from the expected one, to either side: negative binomial with variance dispersion * mean."""
+    from scipy.stats import nbinom
+
+    likeness = 1.0 / max(dispersion, 1.001)  # at 1 it is a Poisson count
+    counts = nbinom(expected * likeness / (1.0 - likeness), likeness)
+    return 2.0 * float(min(counts.cdf(now), counts.sf(now - 1), 0.5))

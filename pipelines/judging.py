@@ -7,7 +7,7 @@ the log database and its pages on the dashboard are made.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -69,26 +69,30 @@ class Judged:
         return {str(site): int(count) for site, count in sorted(Counter(self.site).items())}
 
     def evidence(self) -> dict[str, Any]:
-        """For the window's row: every column of every scope, with the counts that the alarm adds up."""
-        scopes = {
-            scope.scope: {
-                "rows": scope.rows,
-                "odd": scope.odd,
-                "worst": scope.worst,
-                "columns": {column.column: asdict(column) for column in scope.columns},
-            }
-            for scope in self.scopes
-        }
+        """For the window's row."""
         return {
             "rows": len(self.site),
             "mix": self.mix,
             "notes": list(self.notes),
-            "scopes": scopes,
+            "scopes": scopes_told(self.scopes),
             "quality": [asdict(finding) for finding in data_quality.told_of(self.findings)],
             "sites": {site: asdict(told) for site, told in self.sites.items()},
             "estimate": asdict(self.estimate),
             "health": self.health.figures(),
         }
+
+
+def scopes_told(scopes: Sequence[ScopeDrift]) -> dict[str, Any]:
+    """Every column of every scope, with the counts that the alarm adds up."""
+    return {
+        scope.scope: {
+            "rows": scope.rows,
+            "odd": scope.odd,
+            "worst": scope.worst,
+            "columns": {column.column: asdict(column) for column in scope.columns},
+        }
+        for scope in scopes
+    }
 
 
 def judge(watcher: Watcher, rows: pd.DataFrame, version: int) -> Judged:

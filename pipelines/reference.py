@@ -47,7 +47,7 @@ def read_reference(settings: Settings, version: int) -> Reference:
     held_out = _held_out(settings, version)
     if not sites:
         return Reference({}, Calibration({}), None, held_out)
-    return Reference(sites, _calibration(settings, version, files, sites), _centroids(settings, version), held_out)
+    return Reference(sites, _calibration(settings, version, files, sites), centroids_of(settings, version), held_out)
 
 
 def write_held_out(settings: Settings, version: int, bins: Sequence[Sequence[float]]) -> None:
@@ -75,7 +75,8 @@ def _calibration(settings: Settings, version: int, files: list[Path], sites: Map
     return made
 
 
-def _centroids(settings: Settings, version: int) -> NDArray[np.float64] | None:
+def centroids_of(settings: Settings, version: int) -> NDArray[np.float64] | None:
+    """Those of the version's data summary [k, d]; None where it cannot be read."""
     path = settings.folder / "models" / str(version) / "summary.npz"
     if not path.is_file():
         try:

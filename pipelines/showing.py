@@ -23,6 +23,8 @@ from pipelines.diagnose import errors_told
 from pipelines.judging import LABELS_MAY_TAKE, Judged, Watcher
 from pipelines.settings import Settings
 
+MORE = "What was done, with links to the model and the runs: Reports, the newest, 'how things stand'."
+
 
 def show(watcher: Watcher, judged: Judged, rows: pd.DataFrame) -> None:
     """The window overall, its worst odd sites, and how often it is right as far as is known."""
@@ -115,18 +117,20 @@ def show_morning(watcher: Watcher, now: float) -> None:
     """The project's panels, and the page behind them, with links: as of the newest window and this look."""
     settings, board = watcher.settings, watcher.dashboard
     morning = how_things_stand(watcher.log.engine)
-    if morning.version is None and not morning.amiss:
-        return
-    board.snapshots.mkdir(parents=True, exist_ok=True)
     errors = errors_told(settings, morning.version) if morning.version is not None else ""
-    where = board.tell(now, _page(settings, morning, errors))
-    text = " ".join([*(f"{line[:1].upper()}{line[1:]}." for line in morning.amiss[:4]), f"Links and history: {where}"])
+    board.tell(now, _page(settings, morning, errors))
+    text = " ".join([*(f"{line[:1].upper()}{line[1:]}." for line in morning.amiss[:4]), MORE])
     cards = [(moment(done.at), done.sentence) for done in morning.done[:4]]
     if errors:
         cards.append(("Why does the model err?", errors))
-    sites = _worst_first(watcher, morning.version)
+    sites = _worst_first(watcher)
     title = f"The live traffic of {settings.model_name}, window by window"
-    board.ensure(title, sites, settings.task.classes, Standing(morning.headline, text, tuple(cards)))
+    board.ensure(
+        title,
+        sites,
+        settings.task.classes,
+        Standing(morning.headline, text, tuple(cards), settings.monitors.histograms),
+    )
 
 
 def _page(settings: Settings, morning: Morning, errors: str) -> str:
@@ -152,11 +156,9 @@ def _version_link(settings: Settings, version: int) -> str:
     return f"[version {version}]({settings.url('mlflow')}{where})"
 
 
-def _worst_first(watcher: Watcher, version: int | None) -> list[str]:
+def _worst_first(watcher: Watcher) -> list[str]:
     """Every site that is known, those first that were furthest off in the last windows."""
-    known = set(watcher.habit.sites)
-    if version is not None:
-        known |= set(watcher.reference(version).sites)
+    known = watcher.habit.sites
     newest = sa.select(WINDOWS.c.evidence["scopes"]).order_by(WINDOWS.c.window.desc()).limit(LABELS_MAY_TAKE)
     with watcher.log.engine.connect() as connection:
         windows = connection.execute(newest).scalars().all()

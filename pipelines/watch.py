@@ -19,6 +19,7 @@ from monitoring import alarm, deciding, health, silence
 from monitoring.dashboard import Dashboard
 from monitoring.database import WINDOWS
 from monitoring.drift import OVERALL, DriftPolicy
+from monitoring.findings import amiss
 from monitoring.habit import Past, read_habit
 from monitoring.silence import Silence
 from monitoring.traffic import TrafficLog
@@ -45,8 +46,7 @@ class WindowReport:
     def sentence(self) -> str:
         scopes = self.evidence["scopes"]
         where = f"window {self.window} ({self.rows} rows, version {self.model_version})"
-        amiss = [finding["sentence"] for finding in self.evidence["quality"] if finding["odd"]]
-        notes = "".join(f"; {note}" for note in [*self.evidence["notes"], *amiss])
+        notes = "".join(f"; {note}" for note in [*self.evidence["notes"], *amiss(self.evidence["quality"])])
         if OVERALL not in scopes:
             return f"{where}: not judged{notes}"
         worst = max(scopes, key=lambda scope: scopes[scope]["worst"])
@@ -61,6 +61,8 @@ def look(settings: Settings, limit: int = 20, now: float | None = None) -> list[
     watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name), habit)
     reports: list[WindowReport] = []
     try:
+        if not watcher.dashboard.exists():  # its UI passes over what is written into a folder without a project
+            show_morning(watcher, time.time() if now is None else now)
         while len(reports) < limit:
             moment = time.time() if now is None else now
             rows = next_window(log, settings.drift, moment)
