@@ -18,6 +18,7 @@ from models.errors import BadInput
 from models.task import Task, find_task
 from monitoring.alarm import AlarmPolicy
 from monitoring.drift import DriftPolicy
+from monitoring.engines import in_schema
 from monitoring.retention import RetentionPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
@@ -182,8 +183,11 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The log database (traffic, windows, decisions, promotions)."""
-        return self.log_url or f"sqlite:///{self.folder / 'log.db'}"
+        """The log database (traffic, windows, decisions, promotions).
+
+        In PostgreSQL each task and stage has a schema of its own; a URL of SQLite must not be shared between them.
+        """
+        return in_schema(self.log_url, f"fedloop_{self.model_name}") or f"sqlite:///{self.folder / 'log.db'}"
 
     @property
     def images(self) -> Path:
