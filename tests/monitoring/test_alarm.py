@@ -122,6 +122,20 @@ def test_used_windows_raise_no_second_alarm(engine: sa.Engine) -> None:
     assert second.evidence["windows"] == [4, 5]
 
 
+def test_a_clock_that_is_set_back_leaves_the_alarm_awake(engine: sa.Engine) -> None:
+    policy, day = AlarmPolicy(cooldown_s=100, per_day=1), 86_400.0
+    for _ in range(2):
+        report(engine, overall=7.0)
+    first = alarm.decide(engine, policy, now=10 * day)
+    assert first is not None
+    alarm.claim(engine, first.decision, "run", now=10 * day)
+    alarm.finish(engine, first.decision, "done", now=10 * day)
+    for _ in range(2):
+        report(engine, overall=7.0)
+    assert alarm.decide(engine, policy, now=10 * day - 50) is None  # it may be another machine's clock
+    assert alarm.decide(engine, policy, now=3 * day) is not None
+
+
 def test_two_monitors_at_once_make_one_decision(engine: sa.Engine) -> None:
     for _ in range(2):
         report(engine, overall=7.0)
