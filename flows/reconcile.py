@@ -77,7 +77,7 @@ def settle(settings: Settings, now: float | None = None) -> list[str]:
 def _due(engine: sa.Engine, settings: Settings, decision: alarm.Decision, now: float) -> bool:
     """Whether a decision without a run should have one by now."""
     if decision.state == "emitted":
-        return now - decision.updated_at >= UNHEARD_S
+        return abs(now - decision.updated_at) >= UNHEARD_S  # a clock may have been set back since
     return alarm.enough_rows(engine, decision, settings.retrain.minimum_new_rows)
 
 

@@ -22,6 +22,7 @@ from models.errors import FedloopError
 from models.task import Rows, find_task
 from monitoring import alarm
 from monitoring.dashboard import Dashboard
+from monitoring.engines import set_aside
 from monitoring.traffic import TrafficLog
 from pipelines import registry, release, replay
 from pipelines.figures import figures
@@ -276,7 +277,9 @@ def _fresh_log(settings: Settings) -> None:
     previous = settings.folder / "previous"
     shutil.rmtree(previous, ignore_errors=True)
     previous.mkdir(parents=True, exist_ok=True)
-    for name in ("log.db", "log.db-wal", "log.db-shm", "images"):
+    if settings.database_url.startswith("postgres"):
+        set_aside(settings.database_url)
+    for name in ("log.db", "log.db-wal", "log.db-shm", "images", "spool"):
         path = settings.folder / name
         if path.exists():
             path.rename(previous / name)

@@ -119,8 +119,8 @@ def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: floa
         barred = [
             sa.exists().where(d.state.in_(OPEN)),
             sa.exists().where(d.state == "paged", d.cause == BROKEN),
-            sa.exists().where(d.state.in_(FINISHED), d.updated_at > now - policy.cooldown_s),
-            sa.select(sa.func.count()).where(d.cause == "drift", d.created_at > now - _DAY_S).scalar_subquery()
+            sa.exists().where(d.state.in_(FINISHED), _within(d.updated_at, now, policy.cooldown_s)),
+            sa.select(sa.func.count()).where(d.cause == "drift", _within(d.created_at, now, _DAY_S)).scalar_subquery()
             >= policy.per_day,
         ]
     else:
@@ -143,6 +143,11 @@ def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: floa
         if engine.dialect.name == "postgresql":
             connection.execute(_DECIDERS_TURN)
         return connection.execute(statement).scalar_one_or_none()
+
+
+def _within(moment: sa.Column[float], now: float, seconds: float) -> sa.ColumnElement[bool]:
+    """On either side of now: after the clock was set back, what lies far in the future bars nothing."""
+    return sa.and_(moment > now - seconds, moment < now + seconds)
 
 
 # -- moving on --------------------------------------------------------------------------------------------------

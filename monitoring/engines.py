@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,39 @@ def engine_for(database_url: str) -> sa.Engine:
     )
 
 
+def in_schema(database_url: str, name: str) -> str:
+    """The URL of a PostgreSQL database narrowed to a schema, so that several logs live in one; others stay as they are.
+
+    A URL that has `options` of its own is taken to know better.
+    """
+    if not database_url.startswith(("postgresql:", "postgresql+", "postgres:")) or "//" not in database_url:
+        return database_url
+    url = sa.make_url(database_url)
+    if "options" in url.query:
+        return database_url
+    schema = re.sub(r"\W", "_", name).lower()
+    return url.update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(hide_password=False)
+
+
+def set_aside(database_url: str) -> None:
+    """Have the next log at a PostgreSQL URL begin empty; the one before keeps its rows in the schema `…_previous`.
+
+    Raises:
+        Missing: the database does not answer.
+    """
+    engine = engine_for(database_url)
+    try:
+        with engine.begin() as connection:
+            schema = connection.exec_driver_sql("SELECT current_schema()").scalar()
+            if schema is not None:
+                connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {schema}_previous CASCADE")
+                connection.exec_driver_sql(f"ALTER SCHEMA {schema} RENAME TO {schema}_previous")
+    except sa.exc.DBAPIError as error:
+        raise _silent(engine, error) from error
+    finally:
+        engine.dispose()
+
+
 def prepare(engine: sa.Engine, metadata: sa.MetaData) -> None:
     """Make the tables that are missing; tables of an older version get the columns and indexes that came since.
 
@@ -61,14 +95,24 @@ def prepare(engine: sa.Engine, metadata: sa.MetaData) -> None:
             if not _lacking(connection, metadata):  # so that who only reads waits for no writer
                 return
         with engine.begin() as connection:
-            connection.execute(_MAKERS_TURN if engine.dialect.name == "postgresql" else sa.text("BEGIN IMMEDIATE"))
+            if engine.dialect.name == "postgresql":
+                connection.execute(_MAKERS_TURN)
+                if connection.exec_driver_sql("SELECT current_schema()").scalar() is None:
+                    schema = connection.exec_driver_sql("SHOW search_path").scalar_one()
+                    connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             for step in _lacking(connection, metadata):
                 connection.execute(step)
     except sa.exc.DBAPIError as error:
-        raise Missing(
-            f"the log database at {engine.url.render_as_string()} does not answer ({reason(error)}); "
-            "is it running, and is FEDLOOP_LOG_URL right?"
-        ) from error
+        raise _silent(engine, error) from error
+
+
+def _silent(engine: sa.Engine, error: Exception) -> Missing:
+    return Missing(
+        f"the log database at {engine.url.render_as_string()} does not answer ({reason(error)}); "
+        "is it running, and is FEDLOOP_LOG_URL right?"
+    )
 
 
 def _lacking(connection: sa.Connection, metadata: sa.MetaData) -> list[sa.schema.ExecutableDDLElement]:

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from models.errors import BadInput
 from models.task import Task, find_task
 from monitoring.drift import DriftPolicy
+from monitoring.engines import in_schema
 from monitoring.findings import MonitorPolicy
 from monitoring.policy import AlarmPolicy
 from monitoring.retention import RetentionPolicy
@@ -218,8 +219,11 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        """The log database (traffic, windows, decisions, promotions)."""
-        return self.log_url or f"sqlite:///{self.folder / 'log.db'}"
+        """The log database (traffic, windows, decisions, promotions).
+
+        In PostgreSQL each task and stage has a schema of its own; a URL of SQLite must not be shared between them.
+        """
+        return in_schema(self.log_url, f"fedloop_{self.model_name}") or f"sqlite:///{self.folder / 'log.db'}"
 
     @property
     def images(self) -> Path:

@@ -28,6 +28,20 @@ def engine(databases: Databases) -> Iterator[sa.Engine]:
         made.dispose()
 
 
+def test_a_clock_that_is_set_back_leaves_the_alarm_awake(engine: sa.Engine) -> None:
+    policy, day = AlarmPolicy(cooldown_s=100, per_day=1), 86_400.0
+    for _ in range(2):
+        report(engine, EVERYWHERE)
+    first = decide(engine, policy, now=10 * day)
+    assert first is not None
+    alarm.claim(engine, first.decision, "run", now=10 * day)
+    alarm.finish(engine, first.decision, "done", now=10 * day)
+    for _ in range(2):
+        report(engine, EVERYWHERE)
+    assert decide(engine, policy, now=10 * day - 50) is None  # it may be another machine's clock
+    assert decide(engine, policy, now=3 * day) is not None
+
+
 def test_one_of_many_claimants_gets_the_decision_and_may_ask_again(engine: sa.Engine) -> None:
     number = alarm.record(engine, "drift", {}, 0.0, POLICY)
     assert number is not None

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from fresh_logs import Databases
+from logged_rows import prediction
+from postgres import Postgres
 
+from flows.rehearse import _fresh_log
 from models.errors import BadInput, Missing
 from monitoring import alarm
 from monitoring.database import METADATA, PREDICTIONS, connect
 from monitoring.traffic import TrafficLog
+from pipelines.settings import load_settings
 
 ROW = {
     "prediction_id": "a", "site": "site-1", "at": 5.0, "model_version": 1, "image_hash": "0" * 32, "prediction": 0,
@@ -64,6 +68,7 @@ def test_evidence_that_is_not_a_number_is_kept_as_nothing(databases: Databases) 
     ("url", "sentence"),
     [
         ("no url at all", "cannot be read"),
+        ("postgresql:/localhost/log", "cannot be read"),
         ("mysql://root@localhost/log", "SQLite or PostgreSQL, not in 'mysql'"),
         ("postgresql+asyncpg://localhost/log", "SQLite or PostgreSQL, not in 'postgresql\\+asyncpg'"),
     ],
@@ -83,3 +88,25 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(Missing, match="cannot be made"):
         connect(f"sqlite:///{tmp_path}/file/log.db")
+
+
+def test_tasks_and_stages_share_a_postgresql_and_no_row(server: Postgres, tmp_path: Path) -> None:
+    settings = [load_settings(home=tmp_path, stage=stage, log_url=server.url) for stage in ("live", "rehearsal")]
+    live, rehearsal = (TrafficLog.open(each.database_url, tmp_path) for each in settings)
+    rehearsal.record([prediction(0)])
+    assert (live.count(), rehearsal.count()) == (0, 1)
+    live.record([prediction(1)])
+    rehearsal.close()
+    for kept in (1, 0):
+        _fresh_log(settings[1])  # the next rehearsal begins with an empty log, and the one before is kept
+        again = TrafficLog.open(settings[1].database_url, tmp_path)
+        assert again.count() == 0
+        with again.engine.connect() as connection:
+            before = connection.exec_driver_sql("SELECT count(*) FROM fedloop_digits_rehearsal_previous.predictions")
+            assert before.scalar() == kept
+        again.close()
+    assert live.count() == 1
+    with live.engine.begin() as connection:
+        for schema in ("fedloop_digits", "fedloop_digits_rehearsal", "fedloop_digits_rehearsal_previous"):
+            connection.exec_driver_sql(f"DROP SCHEMA {schema} CASCADE")
+    live.close()

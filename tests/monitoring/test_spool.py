@@ -49,6 +49,18 @@ def test_a_torn_end_takes_nothing_with_it_but_itself(
     assert spool.segments() == []
 
 
+def test_a_batch_is_one_fsync_however_many_records_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), fsync(file)))
+    spool = Spool(tmp_path)
+    spool.append([{"n": 0}])  # the first makes the file, and its folder is made to know it
+    del synced[:]
+    for size in (1, 500):
+        spool.append([{"n": n} for n in range(size)])
+    assert len(synced) == 2
+
+
 def test_a_line_that_rots_in_the_middle_is_left_out_and_its_file_kept(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.append([{"n": n} for n in range(5)])

@@ -75,12 +75,17 @@ def test_dark_traffic_raises_one_alarm_at_its_second_window_and_stable_traffic_n
     assert "in windows 3-4" in decision.sentence
 
 
-def test_darkness_at_one_site_is_seen_and_named(house: House) -> None:
-    house.traffic.send(house.log, 200, dark=0.7, at_sites=["site-4"])
-    house.look()
-    (decision,) = alarm.decisions(house.log.engine)
-    assert decision.evidence["sites"] == ["site-4"]
-    assert "at site-4 in windows" in decision.sentence
+def test_darkness_at_one_site_is_seen_and_named(
+    databases: Databases, settings: Settings, traffic: CameraTraffic
+) -> None:
+    with databases.url() as url:
+        house = House(settings.model_copy(update={"log_url": url}), traffic)
+        house.traffic.send(house.log, 200, dark=0.7, at_sites=["site-4"])
+        house.look()
+        (decision,) = alarm.decisions(house.log.engine)
+        assert decision.evidence["sites"] == ["site-4"]
+        assert "at site-4 in windows" in decision.sentence
+        house.log.close()
 
 
 def test_a_look_that_died_between_report_and_row_is_repeated_and_shows_nothing_twice(house: House) -> None:
