@@ -32,6 +32,7 @@ PREDICTIONS = Table(
     Column("sharpness", Float, nullable=False),
     Column("saturation", Float, nullable=False),
     Column("noise", Float, nullable=False),
+    Column("abstained", String(32)),  # why the model left it to a person; None: it answered
     sqlite_autoincrement=True,
 )
 

@@ -40,7 +40,10 @@ class Conflict(BadInput):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS."""
+    """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS.
+
+    abstained: why the answer was left to a person; None where it was not.
+    """
 
     prediction_id: str
     request_id: str | None
@@ -53,6 +56,7 @@ class Prediction:
     confidence: float
     probabilities: list[float]
     quality: Sequence[float]
+    abstained: str | None = None
 
     def row(self) -> dict[str, object]:
         names = [name for name in COLUMNS if name != "seq" and name not in QUALITY_COLUMNS]

@@ -92,8 +92,9 @@ def create_app(settings: Settings) -> FastAPI:
         return {
             "prediction_id": row.prediction_id,
             "request_id": row.request_id,
-            "prediction": row.prediction,
-            "class": task.classes[row.prediction],
+            "prediction": None if row.abstained else row.prediction,
+            "class": None if row.abstained else task.classes[row.prediction],
+            "abstained": row.abstained,
             "confidence": row.confidence,
             "probabilities": row.probabilities,
             "model_version": row.model_version,

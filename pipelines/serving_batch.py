@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from models.images import content_hash, encode_png
 from models.quality import quality
 from monitoring.traffic import Prediction, TrafficLog
-from pipelines.serving_beside import answer
+from pipelines.serving_beside import answer, left_to_people
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
@@ -125,8 +125,9 @@ class Batcher:
         images = np.stack([row.image for row in rows])
         probabilities, versions = answer(served, images, [row.site for row in rows])
         measured = quality(images).to_numpy()
+        left = left_to_people(served, versions, images, measured, probabilities)
         predictions = []
-        for row, shares, version, values in zip(rows, probabilities, versions, measured, strict=True):
+        for row, shares, version, values, why in zip(rows, probabilities, versions, measured, left, strict=True):
             png = encode_png(row.image)
             best = int(shares.argmax())
             rounded = [round(float(share), _DIGITS) for share in shares]
@@ -143,6 +144,7 @@ class Batcher:
                     confidence=rounded[best],
                     probabilities=rounded,
                     quality=[float(value) for value in values],
+                    abstained=why,
                 )
             )
         self._log.record(predictions)
