@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.events import announce
-from pipelines import abstentions, watch
+from pipelines import abstentions, histogram_watch, watch
 from pipelines.settings import load_settings
 
 
@@ -18,6 +18,9 @@ def monitor(task: str = "digits", limit: int = 20) -> list[str]:
         said.append(report.sentence)
         if report.decision is not None:
             said.append(f"alarm: {report.decision.sentence}")
+    if settings.monitors.histograms and (counted := histogram_watch.look(settings)) is not None:
+        said.append(counted.sentence)
+    said += [f"silent: {silence.sentence}" for silence in watch.silent(settings)]
     for decision in watch.ready(settings):
         told = announce(settings, decision)
         said.append(f"decision {decision.decision} is {'announced' if told else 'not announced yet; it waits'}")

@@ -76,7 +76,7 @@ def _scope(
     oddness = ratios[0] / policy.large_factor
     if len(moving) >= policy.odd_columns:
         oddness = np.maximum(oddness, ratios[policy.odd_columns - 1])
-    factor = policy.safety * _tail_quantile(oddness, probability) / _noise_unit(rows, count)
+    factor = policy.safety * tail_quantile(oddness, probability) / _noise_unit(rows, count)
     factors = {name: factor * spread[name] for name in COLUMNS}
     for name in CATEGORICAL:
         factors[name] = max(factors[name], policy.safety * _rare_class_noise(frame[name], probability))
@@ -98,7 +98,7 @@ def _rare_class_noise(column: pd.Series, probability: float) -> float:
     return math.sqrt(float(chi2.isf(probability, max(1, column.nunique()))) / 8.0)
 
 
-def _tail_quantile(values: Floats, probability: float) -> float:
+def tail_quantile(values: Floats, probability: float) -> float:
     """The value passed with that probability: peaks over a threshold with an exponential tail."""
     if probability >= 1.0 - _TAIL:
         return float(np.quantile(values, 1.0 - probability))

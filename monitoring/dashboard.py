@@ -11,23 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitoring.drift import COLUMNS, OVERALL, ScopeDrift
+from monitoring.drift import OVERALL, ScopeDrift
+from monitoring.panels import DATA, FIGURE, HISTOGRAMS, PERFORMANCE, Standing, panels_of
 
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
     from evidently.core.serialization import SnapshotModel
     from evidently.legacy.model.widget import BaseWidgetInfo
 
-FIGURE = "evidently:metric_v2:FedloopFigure"
-PERFORMANCE = "performance"
+_KINDS = (OVERALL, PERFORMANCE, DATA, HISTOGRAMS)
+_STANDING = "how things stand"
 _BIG_BYTES = 100_000  # stripped snapshots have about 15 kB, those with plots 500 kB
-_SERIES = 8  # lines that a panel of sites can show before it is a tangle
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,18 @@ class Dashboard:
     def snapshots(self) -> Path:
         return self.workspace / str(self.project) / "snapshots"
 
-    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str], errors: str = "") -> None:
+    def exists(self) -> bool:
+        return (self.workspace / str(self.project) / "metadata.json").is_file()
+
+    def ensure(self, title: str, sites: Sequence[str], classes: Sequence[str], standing: Standing) -> None:
         """The project with its panels; written where it is missing, or other than it should be.
 
-        errors: why the model errs and where to read more, for a panel of its own; empty: none.
+        sites: those worth a line come first.
         """
         from evidently.sdk.models import ProjectModel
 
         project = ProjectModel(id=self.project, name=self.model_name, description=title)
-        panels = _panels(self.model_name, list(sites)[:_SERIES], list(classes), errors)
+        panels = panels_of(self.model_name, sites, classes, standing)
         home = self.workspace / str(self.project)
         # `listdir` of the UI fails on a project without this folder.
         self.snapshots.mkdir(parents=True, exist_ok=True)
@@ -86,12 +89,24 @@ class Dashboard:
         report: Snapshot | None = None,
         full: bool = False,
         metadata: Mapping[str, str] | None = None,
+        text: str = "",
     ) -> Path:
-        """Keep one scope of a window. full: with the report's plots, which cost 40 times the space."""
-        kind = scope if scope in (OVERALL, PERFORMANCE) else "site"
+        """Keep one scope of a window. full: with the report's plots, which cost 40 times the space. text: on top of its
+        page, in Markdown."""
+        kind = scope if scope in _KINDS else "site"
         tags = [self.model_name, kind, *([scope] if kind == "site" else [])]
-        model = snapshot_model(f"{scope}, rows from {from_seq}", at, figures, tags, metadata or {}, report, full)
+        model = snapshot_model(f"{scope}, rows from {from_seq}", at, figures, tags, metadata or {}, report, full, text)
         path = self.snapshots / f"{self._name(from_seq, scope)}.json"
+        self._put(path, model.dict())
+        return path
+
+    def tell(self, at: float, text: str) -> Path:
+        """Keep the page that says how things stand, in Markdown, instead of the one before.
+
+        A dashboard's own panels show plain text: only a page can link to elsewhere.
+        """
+        path = self.snapshots / f"{self._name(0, _STANDING)}.json"
+        model = snapshot_model(_STANDING, at, [], [self.model_name, "standing"], {}, text=text)
         self._put(path, model.dict())
         return path
 
@@ -101,10 +116,16 @@ class Dashboard:
         return dict(found.get("metadata", {})) if found else {}
 
     def retain(self, windows: int, full: int) -> int:
-        """Drop all but the newest windows, and the plots of all but the newest full reports; how many files changed."""
-        files = sorted(self.snapshots.glob("*.json"), key=lambda path: path.name)
-        seqs = sorted({path.name[:13] for path in files})
-        dropped = [path for path in files if path.name[:13] not in seqs[-windows:]]
+        """Drop all but the newest windows, and the plots of all but the newest full reports; how many files changed.
+
+        Windows of histograms are counted apart: they have numbers of their own.
+        """
+        standing, apart = (str(self._name(0, scope))[13:] for scope in (_STANDING, HISTOGRAMS))
+        files = sorted(path for path in self.snapshots.glob("*.json") if path.stem[13:] != standing)
+        dropped: list[Path] = []
+        for some in ([p for p in files if p.stem[13:] == apart], [p for p in files if p.stem[13:] != apart]):
+            seqs = sorted({path.name[:13] for path in some})
+            dropped += [path for path in some if path.name[:13] not in seqs[-windows:]]
         big = [path for path in files if path not in dropped and path.stat().st_size > _BIG_BYTES]
         for path in dropped:
             path.unlink(missing_ok=True)
@@ -143,6 +164,7 @@ def snapshot_model(
     metadata: Mapping[str, str],
     report: Snapshot | None = None,
     full: bool = False,
+    text: str = "",
 ) -> SnapshotModel:
     """A report and figures as the one thing that Evidently's UI reads. Without `full` its tests stay, its plots go.
 
@@ -151,6 +173,7 @@ def snapshot_model(
     """
     from evidently.core.metric_types import MetricConfig, MetricValueLocation, SingleValue
     from evidently.core.serialization import ReportModel, SnapshotModel
+    from evidently.legacy.renderers.html_widgets import text_widget
 
     if report is None:
         nothing: dict[str, Any] = {"metadata": {}, "tags": [], "metric_results": {}, "top_level_metrics": []}
@@ -161,7 +184,9 @@ def snapshot_model(
         model = model if full else strip(model)
     figures = list(figures)
     if not full:
-        model.widgets = [_table(figures)]
+        model.widgets = [_table(figures)] if figures else []
+    if text:
+        model.widgets = [text_widget(text=text), *model.widgets]
     model.name, model.tags, model.metadata = name, list(tags), dict(metadata)
     results = dict(model.metric_results)
     for figure in figures:
@@ -224,61 +249,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str], errors: str) -> dict[str, Any]:
-    """The panels as Evidently stores them; ids follow from titles, so the same panels are the same file."""
-    from evidently.sdk.models import DashboardModel, DashboardPanelPlot, DashboardTabModel, PanelMetric
-    from evidently.sdk.panels import bar_plot_panel, counter_panel, line_plot_panel, text_panel
-
-    def lines(name: str, of: Iterable[str], tag: str, legend: str = "") -> list[PanelMetric]:
-        return [
-            PanelMetric(
-                legend=legend or each.replace("_", " "),
-                metric=FIGURE,
-                metric_labels={"figure": name, "of": each},
-                tags=[model_name, tag],
-            )
-            for each in of
-        ]
-
-    def half(panel: Callable[..., DashboardPanelPlot], title: str, values: list[PanelMetric], **how: Any) -> None:
-        panels.append(panel(title=title, values=values, size="half", **how))
-
-    text = (
-        "A window is odd when two columns pass 1, their threshold, or one passes 3. "
-        "Two odd windows of three raise the alarm."
-    )
-    panels: list[DashboardPanelPlot] = [text_panel(title=f"Live traffic of {model_name}", description=text)]
-    half(counter_panel, "Rows in the last window", lines("rows", [OVERALL], OVERALL, "rows"))
-    over = "Share of columns over their threshold"
-    half(counter_panel, f"{over}, last window", lines("drifted share", [OVERALL], OVERALL, "share"))
-    panels.append(
-        line_plot_panel(
-            title="How far did each column move? (1 = its threshold)",
-            description="Distance from the model's reference rows, divided by the column's calibrated threshold.",
-            values=lines("drift", [*COLUMNS, "threshold"], OVERALL),
-        )
-    )
-    moved = lines("site drift", [*sites, "threshold"], OVERALL)
-    half(line_plot_panel, "Which sites moved? (worst column, 1 = its threshold)", moved)
-    half(line_plot_panel, over, lines("drifted share", [OVERALL], OVERALL, "overall"))
-    answers = lines("predicted share", classes, OVERALL)
-    half(bar_plot_panel, "What does the model answer? (share of each class)", answers, stacked=True)
-    half(bar_plot_panel, "Rows per window", lines("rows", [OVERALL], OVERALL, "rows"))
-    legends = {
-        "accuracy": "accuracy", "accuracy low": "low (95%)", "accuracy high": "high (95%)",
-        "estimated accuracy": "estimated without labels",
-    }  # fmt: skip
-    scores = [line for name, legend in legends.items() for line in lines(name, [OVERALL], PERFORMANCE, legend)]
-    half(line_plot_panel, "How often is it right? (from delayed labels, and estimated before they come)", scores)
-    own = lines("accuracy", sites, PERFORMANCE)
-    half(line_plot_panel, "How often is it right at each site? (from delayed labels)", own)
-    if errors:
-        panels.insert(1, text_panel(title="Why does the model err?", description=errors))
-    for panel in panels:
-        panel.id = uuid.uuid5(uuid.NAMESPACE_URL, f"{model_name}/{panel.title}")
-    tab = DashboardTabModel(
-        id=uuid.uuid5(uuid.NAMESPACE_URL, model_name), title="Monitor", panels=[panel.id for panel in panels]
-    )
-    return dict(DashboardModel(tabs=[tab], panels=panels).dict())

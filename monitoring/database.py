@@ -158,6 +158,30 @@ SERVICE_HEALTH = Table(
     Column("latency", JSON, nullable=False),  # answered requests by bucket of health.LATENCY_EDGES_S
 )
 
+SILENCES = Table(
+    "silences",  # a site that sent nothing for far longer than it ever paused
+    METADATA,
+    Column("site", String(64), primary_key=True),
+    Column("since", Float, primary_key=True),  # event time of its last row
+    Column("noticed_at", Float, nullable=False),
+    Column("ended_at", Float),  # when rows came again, or the site was no longer expected; None: it is still silent
+    Column("sentence", String(400), nullable=False),
+)
+
+HISTOGRAM_WINDOWS = Table(
+    "histogram_windows",  # what the sites' histograms of their new rows showed, where no row may be seen
+    METADATA,
+    Column("window", Integer, primary_key=True, autoincrement=True),
+    Column("model_version", Integer, nullable=False),
+    Column("turn", Integer, nullable=False),  # from 1 for every version; a row is counted in one turn
+    Column("at", Float, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("odd", Integer, nullable=False),  # 0 or 1
+    Column("evidence", JSON, nullable=False),  # as in WINDOWS
+    UniqueConstraint("model_version", "turn"),
+    sqlite_autoincrement=True,
+)
+
 Index("service_health_at", SERVICE_HEALTH.c.at)
 Index("case_findings_model", CASE_FINDINGS.c.model_version)
 Index("predictions_site_seq", PREDICTIONS.c.site, PREDICTIONS.c.seq)
@@ -166,6 +190,7 @@ __all__ = [
     "CASES",
     "CASE_FINDINGS",
     "DECISIONS",
+    "HISTOGRAM_WINDOWS",
     "LABELS",
     "METADATA",
     "MOVES",
@@ -173,6 +198,7 @@ __all__ = [
     "PROMOTIONS",
     "SERVICE_HEALTH",
     "SHADOW_PREDICTIONS",
+    "SILENCES",
     "WINDOWS",
     "connect",
     "insert_new",

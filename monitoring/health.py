@@ -92,6 +92,19 @@ class Health:
             below += count
         return LATENCY_EDGES_S[-1]
 
+    def figures(self) -> dict[str, float | None]:
+        """In one word each, as a window's row keeps them; None where nothing was asked."""
+        asked = self.counts.answered > 0
+        return {
+            "requests": float(self.requests),
+            "median_ms": 1000.0 * self.latency_s(0.5) if asked else None,
+            "p99_ms": 1000.0 * self.latency_s(0.99) if asked else None,
+            "errors": self.error_share,
+            "unavailable": self.unavailable_share,
+            "refused": self.refused_share,
+            "abstained": self.abstained_share,
+        }
+
 
 def record(engine: sa.Engine, ticks: Sequence[Tick]) -> None:
     """Append ticks; those that are there already change nothing."""

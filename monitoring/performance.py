@@ -1,20 +1,19 @@
-"""How well the model does on live traffic: from delayed labels where there are some, estimated before they come.
+"""How well the model does on live traffic, from delayed labels. What to expect before they come: estimate.py.
 
-In: a window's rows with their labels so far. Out: accuracy with a Wilson interval, overall and per site, and an
-estimate that needs none: the average confidence (Hendrycks & Gimpel, ICLR 2017) less what it was off by on earlier
-rows of the same model whose labels have come, the "difference of confidences" of Guillory et al., "Predicting with
-Confidence on Unseen Distributions", ICCV 2021. A model that is sure and wrong fools it.
+In: a window's rows with their labels so far. Out: accuracy with a Wilson interval, overall and per site.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+import sqlalchemy as sa
 
+from monitoring.database import LABELS, PREDICTIONS
+from monitoring.estimate import Known
 from monitoring.traffic import LABEL_COLUMN
-
-ENOUGH_LABELS = 50
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,16 @@ def accuracies(rows: pd.DataFrame) -> list[Accuracy]:
     return found
 
 
-def overconfidence(labelled: pd.DataFrame) -> float:
-    """How far the average confidence lay above the accuracy on rows whose labels have come; 0 without enough rows."""
-    known = labelled[labelled[LABEL_COLUMN].notna()]
-    if len(known) < ENOUGH_LABELS:
-        return 0.0
-    right = known["prediction"].astype(int) == known[LABEL_COLUMN].astype(int)
-    return float(known["confidence"].mean() - right.mean())
-
-
-def estimated_accuracy(rows: pd.DataFrame, gap: float = 0.0) -> float:
-    """Accuracy to expect before labels come, in [0, 1]: the average confidence less the model's `overconfidence`."""
-    return min(1.0, max(0.0, float(rows["confidence"].mean()) - gap))
-
-
-def labelled_rows(rows: pd.DataFrame) -> int:
-    return int(rows[LABEL_COLUMN].notna().sum())
+def labelled_answers(engine: sa.Engine, from_seq: int, to_seq: int, version: int) -> Known:
+    """The answers of a version with from_seq <= seq < to_seq whose label has come; the last label of a row counts."""
+    p = PREDICTIONS.c
+    known = (
+        sa.select(p.seq, p.confidence, (p.prediction == LABELS.c.label).label("right"))
+        .join(PREDICTIONS, p.prediction_id == LABELS.c.prediction_id)
+        .where((p.seq >= from_seq) & (p.seq < to_seq) & (p.model_version == version))
+        .order_by(LABELS.c.at, LABELS.c.source)
+    )
+    with engine.connect() as connection:
+        last = {row.seq: (row.confidence, row.right) for row in connection.execute(known)}
+    table = np.array(list(last.values()), dtype=np.float64).reshape(-1, 2)
+    return Known(table[:, 0], np.ones(len(table)), table[:, 1])

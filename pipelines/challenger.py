@@ -15,6 +15,7 @@ from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
 from pipelines.gather import Material, embedded_engine, frozen
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
+from pipelines.reference import write_held_out
 from pipelines.settings import Settings
 from pipelines.summarize import Snapshots, ask_all, summarize
 from pipelines.tracking import Run
@@ -87,6 +88,7 @@ def enter_registry(
     if found.cases is not None:
         keep_report(settings, found.cases, version.number, material.parent)
     write_references(settings, material, parameters, summary, version.number)
+    write_held_out(settings, version.number, found.challenger.confidence)
     LOG.info(
         "register: %s version %d%s", settings.model_name, version.number,
         " (reused: the same weights are registered)" if version.reused else "",

@@ -49,6 +49,7 @@ class ModelReport:
     overall: Scores
     sites: dict[str, Scores]
     slices: dict[str, list[tuple[int, float]]]  # quality column → (rows, accuracy) from the lowest quartile up
+    confidence: tuple[tuple[float, ...], ...] = ()  # [3, bins]: rows, summed confidence, correct rows
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ def _report(answers: Mapping[str, EvaluateAnswer], index: int) -> ModelReport:
         counts = np.sum([answer.slices[column] for answer in answers.values()], axis=0)
         slices[column] = [(int(row[0]), float(row[1 + index] / row[0]) if row[0] else float("nan")) for row in counts]
     by_site = {site: _scores(answer.rows, answer.models[index]) for site, answer in answers.items()}
-    return ModelReport(_scores(rows, total), by_site, slices)
+    confidence = tuple(tuple(float(value) for value in sums) for sums in total.confidence_bins)
+    return ModelReport(_scores(rows, total), by_site, slices, confidence)
 
 
 def _replicates(answers: Mapping[str, EvaluateAnswer], metric: str, index: int) -> Floats:

@@ -7,7 +7,7 @@ thresholds calibrated on them once and kept beside them under `thresholds/`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,17 +19,21 @@ from numpy.typing import NDArray
 from models.errors import FedloopError
 from monitoring import drift
 from monitoring.calibration import Calibration, calibrate
+from monitoring.estimate import NOTHING, Known, known_of_bins
 from pipelines import registry
+from pipelines.federated.files import write_atomically
 from pipelines.settings import Settings
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a version's traffic is compared with. centroids: of its data summary, None where that is lost."""
+    """What a version's traffic is compared with. centroids: of its data summary, None where that is lost. held_out: how
+    often it was right how surely, on the rows it was judged on."""
 
     sites: Mapping[str, pd.DataFrame]
     calibration: Calibration
     centroids: NDArray[np.float64] | None
+    held_out: Known = NOTHING
 
 
 def read_reference(settings: Settings, version: int) -> Reference:
@@ -40,9 +44,20 @@ def read_reference(settings: Settings, version: int) -> Reference:
         table = pd.read_parquet(path)
         if len(table):
             sites[path.parent.parent.name] = named(drift.clean(table), settings)
+    held_out = _held_out(settings, version)
     if not sites:
-        return Reference({}, Calibration({}), None)
-    return Reference(sites, _calibration(settings, version, files, sites), _centroids(settings, version))
+        return Reference({}, Calibration({}), None, held_out)
+    return Reference(sites, _calibration(settings, version, files, sites), centroids_of(settings, version), held_out)
+
+
+def write_held_out(settings: Settings, version: int, bins: Sequence[Sequence[float]]) -> None:
+    """Keep what the gate saw of a version's confidence, [3, bins]: its accuracy on traffic is estimated from it."""
+    write_atomically(settings.folder / "confidence" / f"{version}.json", json.dumps(bins).encode())
+
+
+def _held_out(settings: Settings, version: int) -> Known:
+    path = settings.folder / "confidence" / f"{version}.json"
+    return known_of_bins(json.loads(path.read_text())) if path.is_file() else NOTHING
 
 
 def _calibration(settings: Settings, version: int, files: list[Path], sites: Mapping[str, pd.DataFrame]) -> Calibration:
@@ -60,7 +75,8 @@ def _calibration(settings: Settings, version: int, files: list[Path], sites: Map
     return made
 
 
-def _centroids(settings: Settings, version: int) -> NDArray[np.float64] | None:
+def centroids_of(settings: Settings, version: int) -> NDArray[np.float64] | None:
+    """Those of the version's data summary [k, d]; None where it cannot be read."""
     path = settings.folder / "models" / str(version) / "summary.npz"
     if not path.is_file():
         try:

@@ -18,6 +18,7 @@ from models.errors import BadInput
 from models.task import Task, find_task
 from monitoring.alarm import AlarmPolicy
 from monitoring.drift import DriftPolicy
+from monitoring.findings import MonitorPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
 TELEMETRY_OFF = {
@@ -161,6 +162,7 @@ class Settings(BaseSettings):
     gate: GateSettings = GateSettings()
     diagnosis: DiagnosisSettings = DiagnosisSettings()
     drift: DriftPolicy = DriftPolicy()
+    monitors: MonitorPolicy = MonitorPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
     retrain: RetrainSettings = RetrainSettings()
     release: ReleaseSettings = ReleaseSettings()

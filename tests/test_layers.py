@@ -17,7 +17,7 @@ LONGEST = 350
 
 WHERE = {
     "prefect": {path for path in FILES if path.is_relative_to(ROOT / "flows")},
-    "evidently": {ROOT / "monitoring" / name for name in ("drift.py", "dashboard.py")},
+    "evidently": {ROOT / "monitoring" / name for name in ("drift.py", "dashboard.py", "panels.py")},
     "mlflow": {ROOT / "pipelines" / name for name in ("registry.py", "tracking.py", "packing.py")},
 }
 UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

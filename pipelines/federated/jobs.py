@@ -68,12 +68,32 @@ class EvaluateJob:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What a monitor counts of a site's rows: columns by the inner edges of their bins, classes by half numbers.
+
+    turn: 0 asks for the reference of the version; from 1 on for the rows that came since, each in one turn. recorded:
+    the last turn for which this site's answer arrived. known: snapshots that the version has learned from or was judged
+    on. smallest: a bin with fewer rows is not told.
+    """
+
+    version: str
+    turn: int
+    edges: dict[str, tuple[float, ...]]
+    known: tuple[str, ...]
+    parameters: Parameters
+    centroids: Floats
+    smallest: int = 5
+    recorded: int = 0
+
+
+@dataclass(frozen=True)
 class DescribeJob:
-    """Histograms of the quality columns over [0, 1]."""
+    """Histograms of the quality columns over [0, 1] of those snapshots; or of what a monitor watches."""
 
     snapshots: tuple[str, ...]
     split: str
     bins: int = 200
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)

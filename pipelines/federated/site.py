@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 
 from models.draws import draw_seed, seeds_of
-from models.embedding import nearest_centroid
 from models.errors import FedloopError
 from models.images import Images
 from models.quality import QUALITY_COLUMNS
 from models.sensor import fit_sensor
 from models.task import Task
-from pipelines.federated import clusters, jobs, labelling
+from pipelines.federated import clusters, jobs, labelling, watched
 from pipelines.federated.jobs import Answer, Failure, Job
 from pipelines.federated.kernels.plain import plain
 from pipelines.federated.layout import Layout
@@ -83,7 +82,7 @@ class Site:
             jobs.AssignJob: partial(clusters.assign, self),
             jobs.AnnotateJob: partial(labelling.annotate, self),
             jobs.SpreadJob: partial(labelling.spread, self),
-            jobs.ReferenceJob: self.write_reference,
+            jobs.ReferenceJob: partial(watched.write_reference, self),
             jobs.DiagnoseJob: partial(diagnose, self),
         }
 
@@ -177,33 +176,14 @@ class Site:
         return jobs.EvaluateAnswer(len(labels), tuple(scores), slices, weights.sum(axis=1))
 
     def describe(self, job: jobs.DescribeJob) -> jobs.DescribeAnswer:
+        if job.watch is not None:
+            return watched.count_watched(self, job.watch)
         rows, _ = self.images(job.snapshots, job.split)
         histograms = {
             column: np.histogram(rows[column].to_numpy(), bins=job.bins, range=(0.0, 1.0))[0].astype(np.int64)
             for column in QUALITY_COLUMNS
         }
         return jobs.DescribeAnswer(len(rows), histograms)
-
-    # -- watching ---------------------------------------------------------------------------------------------
-
-    def write_reference(self, job: jobs.ReferenceJob) -> jobs.ReferenceAnswer:
-        splits = [self.images(job.snapshots, split) for split in ("evaluation", "train")]
-        frames = []
-        for rows, images in splits:
-            if not len(rows):
-                continue
-            probabilities = class_probabilities(self.task, job.parameters, images)
-            _, distance = nearest_centroid(self.task.embed(images), job.centroids)
-            frames.append(
-                rows[list(QUALITY_COLUMNS)].assign(
-                    embedding_distance=distance,
-                    confidence=probabilities.max(axis=1),
-                    prediction=probabilities.argmax(axis=1),
-                )
-            )
-        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        self.store.write_reference(job.version, table)
-        return jobs.ReferenceAnswer(len(table))
 
 
 def sites_of(task: Task, folder: Mapping[str, SiteStore], annotator: Annotator | None = None) -> dict[str, Site]:

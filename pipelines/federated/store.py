@@ -9,6 +9,7 @@ Layout under `<folder>/sites/<site>/`:
     labels/<labelling>.parquet          row, label, weight, how (bought | spread): what one training run learns from
     reference/<version>.parquet         what a monitor compares this site's traffic with
     reports/errors-<version>.html, .json  where a version errs here and why, with pictures
+    counted/<version>.json              which snapshots a monitor's histograms have counted
     doubted/<version>.parquet           training rows whose label is to be checked: row, label, suggestion
     spaces/<name>.npz                   embedded rows of the last clusterings: row ids and features
     memory/<run>/<round>.safetensors    what a rule or stage keeps here between the rounds of a run

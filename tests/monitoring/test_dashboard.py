@@ -19,16 +19,19 @@ import pandas as pd
 import pytest
 
 from monitoring.calibration import Calibration
-from monitoring.dashboard import FIGURE, Dashboard, Figure, figures_of, repair
+from monitoring.dashboard import Dashboard, Figure, figures_of, repair
 from monitoring.drift import COLUMNS, OVERALL, DriftPolicy, ScopeDrift, clean, compare, report
+from monitoring.panels import FIGURE, HISTOGRAMS, MOST_SITES, Standing, panels_of
 
 CLASSES = ["0", "1"]
+SITES = ["site-1", "site-2"]
+WELL = Standing("Healthy since Monday", "All is well.")
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Dashboard:
     made = Dashboard(tmp_path / "evidently", "digits")
-    made.ensure("digits, window by window", ["site-1", "site-2"], CLASSES)
+    made.ensure("digits, window by window", SITES, CLASSES, WELL)
     return made
 
 
@@ -77,7 +80,7 @@ def test_evidentlys_own_workspace_reads_what_was_written(board: Dashboard, windo
     (project,) = workspace.list_projects()
     assert project.name == "digits"
     panels = project.dashboard.model().panels
-    assert len(panels) == 10
+    assert panels[0].title == WELL.headline
     assert all(value.tags for panel in panels for value in panel.values)  # so that no panel mixes what is not one
     (run,) = workspace.list_runs(project.id)
     assert workspace.get_run(project.id, run).metadata == {}
@@ -111,21 +114,49 @@ def test_only_the_newest_windows_and_plots_are_kept(board: Dashboard, window: An
 def test_the_panels_are_written_once(board: Dashboard) -> None:
     path = board.snapshots.parent / "dashboard.json"
     before = path.stat().st_mtime_ns
-    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES)
+    board.ensure("digits, window by window", SITES, CLASSES, WELL)
     assert path.stat().st_mtime_ns == before
     path.write_text("{")
-    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES)
+    board.ensure("digits, window by window", SITES, CLASSES, WELL)
     assert json.loads(path.read_text())["panels"]
 
 
-def test_why_the_model_errs_is_a_panel_where_it_is_known(board: Dashboard) -> None:
+def test_how_things_stand_is_on_top_and_follows_what_is_known(board: Dashboard) -> None:
     path = board.snapshots.parent / "dashboard.json"
-    why = "Version 1: 3 errors in 20 labelled rows. The report: http://127.0.0.1:5000/#/x"
-    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES, why)
+    before = json.loads(path.read_text())["panels"]
+    ill = Standing("Not as expected since Tuesday", "Dark.", (("Tue 08:00", "decision 1: dark"),), histograms=True)
+    board.ensure("digits, window by window", SITES, CLASSES, ill)
     panels = json.loads(path.read_text())["panels"]
-    assert [panel["subtitle"] for panel in panels if panel["title"] == "Why does the model err?"] == [why]
-    board.ensure("digits, window by window", ["site-1", "site-2"], CLASSES)
-    assert len(json.loads(path.read_text())["panels"]) == len(panels) - 1
+    assert [(panel["title"], panel["subtitle"]) for panel in panels[:2]] == [(ill.headline, "Dark."), ill.cards[0]]
+    assert "Drift from federated histograms" in [panel["title"] for panel in panels]
+    board.ensure("digits, window by window", SITES, CLASSES, WELL)
+    assert json.loads(path.read_text())["panels"] == before
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_no_panel_of_lines_has_more_of_them_than_the_ui_has_colours(count: int) -> None:
+    sites = [f"site-{number}" for number in range(count)]
+    panels = panels_of("digits", sites, CLASSES, Standing("", "", histograms=True))["panels"]
+    lines = [panel["values"] for panel in panels if panel["plot_params"]["plot_type"] == "line"]
+    assert max(len(values) for values in lines) <= 6
+    assert max(len(values) for values in lines) == 6 or count < MOST_SITES
+    assert any("of 40" in (panel["subtitle"] or "") for panel in panels) == (count == 40)
+
+
+def test_the_page_that_says_how_things_stand_is_one_and_outlives_old_windows(board: Dashboard, window: Any) -> None:
+    for number in range(3):
+        board.tell(1.7e9 + number, f"# Window {number}\n[a run](http://127.0.0.1:4200/runs)")
+        board.write(1 + 250 * number, OVERALL, 1.7e9 + number, [Figure("rows", OVERALL, 1.0)])
+        board.write(1 + number, HISTOGRAMS, 1.7e9 + number, [Figure("histogram rows", OVERALL, 1.0)])
+    board.retain(windows=2, full=1)
+    names = sorted(json.loads(path.read_text())["name"] for path in board.snapshots.glob("*.json"))
+    assert names == [
+        *("histograms, rows from 2", "histograms, rows from 3", "how things stand"),
+        *("overall, rows from 251", "overall, rows from 501"),
+    ]
+    assert series(board, figure="rows", of=OVERALL) == [[1.0, 1.0]]
+    (told,) = [text for path in board.snapshots.glob("*.json") if "Window 2" in (text := path.read_text())]
+    assert "[a run](http://127.0.0.1:4200/runs)" in told
 
 
 def test_what_was_written_with_a_snapshot_can_be_asked(board: Dashboard) -> None:
@@ -194,7 +225,7 @@ def test_the_real_ui_answers_after_a_repair_and_sees_new_windows_while_it_runs(b
         until(reports, lambda answer: len(answer.json()) == 2, 20)
         board.write(501, OVERALL, 1.7e9 + 1, [], report=window[1])
         other = Dashboard(board.workspace, "retina")
-        other.ensure("retina", ["site-1"], ["no", "yes"])
+        other.ensure("retina", ["site-1"], ["no", "yes"], WELL)
         other.write(1, OVERALL, 1.7e9, [], report=window[1])
         until(f"{address}/api/projects", lambda answer: len(answer.json()) == 2, 20)
         until(f"{address}/api/projects/{other.project}/reports", lambda answer: len(answer.json()) == 1, 20)

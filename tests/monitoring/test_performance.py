@@ -3,7 +3,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from monitoring.performance import accuracies, estimated_accuracy, labelled_rows, overconfidence
+from monitoring.performance import accuracies
 
 
 def rows(right: int, wrong: int, unlabelled: int = 0, site: str = "a", confidence: float = 0.9) -> pd.DataFrame:
@@ -21,7 +21,6 @@ def test_accuracy_counts_labelled_rows_only_overall_and_per_site() -> None:
     overall, a, b = accuracies(both)
     assert (overall.scope, overall.labelled, overall.value) == ("overall", 110, pytest.approx(95 / 110))
     assert (a.scope, a.value, b.scope, b.value) == ("a", 0.9, "b", 0.5)
-    assert labelled_rows(both) == 110
     assert (round(a.low, 3), round(a.high, 3)) == (0.826, 0.945)
 
 
@@ -30,18 +29,3 @@ def test_the_interval_holds_the_share_and_stays_within_zero_and_one(right: int, 
     found = accuracies(rows(right, wrong))[0]
     assert 0.0 <= found.low <= found.value <= found.high <= 1.0
     assert found.low < found.high
-
-
-def test_the_estimate_takes_off_how_overconfident_the_model_was() -> None:
-    before, now = rows(80, 20, confidence=0.95), rows(0, 0, 250, confidence=0.60)
-    assert overconfidence(before) == pytest.approx(0.15)
-    assert estimated_accuracy(now, overconfidence(before)) == pytest.approx(0.45)
-
-
-def test_a_handful_of_labels_corrects_nothing() -> None:
-    assert overconfidence(rows(1, 9, 200, confidence=0.95)) == 0.0
-
-
-def test_the_estimate_stays_a_share() -> None:
-    assert estimated_accuracy(rows(0, 0, 5, confidence=0.1), gap=0.5) == 0.0
-    assert estimated_accuracy(rows(0, 0, 5, confidence=0.9), gap=-0.5) == 1.0

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import sqlalchemy as sa
@@ -12,12 +13,15 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from monitoring import alarm
+from monitoring import alarm, health
 from monitoring.dashboard import Dashboard
-from monitoring.database import WINDOWS
+from monitoring.database import PREDICTIONS, WINDOWS
 from monitoring.drift import DriftPolicy
+from monitoring.findings import MonitorPolicy
+from monitoring.health import Counts, Tick
 from monitoring.traffic import TrafficLog
 from pipelines import watch
+from pipelines.reference import write_held_out
 from pipelines.settings import Settings, load_settings
 
 LATER = START + 1e6
@@ -36,6 +40,11 @@ class House:
 
     def look(self, limit: int = 20) -> list[watch.WindowReport]:
         return watch.look(self.settings, limit, now=LATER)
+
+    def standing(self) -> str:
+        """The page that says how things stand."""
+        (text,) = [text for text in self.snapshots().values() if '"how things stand"' in text]
+        return text
 
     def snapshots(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in self.board.snapshots.glob("*.json")}
@@ -214,3 +223,63 @@ def test_young_rows_and_too_few_rows_wait(gaps: tuple[TrafficLog, list[float]]) 
     assert _windows(log, policy, [at[99] + 4.9]) == []
     assert watch.next_window(log, policy, at[99] + 5.1) is not None
     assert watch.next_window(log, DriftPolicy(window_rows=1000, minimum_rows=500), 1e12) is None
+
+
+def test_a_camera_that_hangs_is_named_in_the_window_and_calls_for_no_retraining(house: House) -> None:
+    for _ in range(5):  # what is usual: this small pool of pictures repeats itself
+        house.traffic.send(house.log, 100)
+    house.look()
+    (picture,) = set(house.log.between(1, 2)["image_hash"])
+    house.traffic.send(house.log, 100)
+    stuck = (PREDICTIONS.c.seq > 500) & (PREDICTIONS.c.site == "site-5")
+    with house.log.engine.begin() as connection:
+        connection.execute(sa.update(PREDICTIONS).where(stuck).values(image_hash=picture))
+    (report,) = house.look()
+    odd = {(found["monitor"], found["scope"]) for found in report.evidence["quality"] if found["odd"]}
+    assert odd - {("duplicates", "overall")} == {("duplicates", "site-5")}
+    assert "site-5: " in report.sentence
+    assert "pictures came before" in report.sentence
+    assert report.decision is None
+    assert "pictures came before" in house.standing()
+
+
+def test_a_silent_site_is_found_by_a_look_that_closes_no_window_and_stands_on_the_dashboard(house: House) -> None:
+    house.traffic.send(house.log, 300)
+    house.traffic.send(house.log, 99, only=["site-1", "site-2", "site-3", "site-4"])
+    end = START + house.traffic.sent * 0.1
+    assert len(watch.look(house.settings, now=end + 1)) == 3
+    assert watch.silent(house.settings) == []
+    patient = house.settings.model_copy(update={"monitors": MonitorPolicy(silence_floor_s=30.0, silence_rows=20)})
+    assert watch.look(patient, now=end + 60) == []
+    assert "site-5" in [silence.site for silence in watch.silent(patient)]
+    assert "site-5 has sent nothing for" in house.standing()
+
+
+def test_the_estimate_is_calibrated_by_the_gate_and_by_labels_and_doubted_in_the_dark(house: House) -> None:
+    images, _, truth = house.traffic.pictures(400)
+    answers = house.traffic.columns(images)
+    bins, right = np.minimum((answers["confidence"] * 15).astype(int), 14), answers["prediction"] == truth
+    sums = [np.bincount(bins, weights=w, minlength=15) for w in (np.ones(400), answers["confidence"], right)]
+    write_held_out(house.settings, 1, [each.tolist() for each in sums])
+    house.traffic.send(house.log, 200, labels=True)
+    first, second = house.look()
+    assert first.evidence["estimate"]["calibrated_on"] == 400
+    assert second.evidence["estimate"]["calibrated_on"] == 500  # and the labels of the first window
+    truly = house.log.between(101, 201)
+    seen = float((truly["prediction"] == truly["label"]).mean())
+    assert second.evidence["estimate"]["value"] == pytest.approx(seen, abs=0.08)
+    house.traffic.send(house.log, 100, dark=0.7)
+    (dark,) = house.look()
+    assert "outside the reference" in dark.evidence["estimate"]["doubts"][-1]
+
+
+def test_a_window_tells_how_the_service_fared_meanwhile(house: House) -> None:
+    house.traffic.send(house.log, 100)
+    counts = Counts(errors=1, rows=9)
+    for _ in range(9):
+        counts.took(0.02)
+    health.record(house.log.engine, [Tick("a", 1, START + 5.0, {1: counts}), Tick("a", 2, START + 1e5, {1: counts})])
+    (report,) = house.look()
+    told = report.evidence["health"]
+    assert (told["requests"], told["errors"], told["abstained"]) == (10.0, 0.1, 0.0)
+    assert told["p99_ms"] == pytest.approx(20.0, rel=0.13)

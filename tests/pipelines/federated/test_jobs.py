@@ -49,6 +49,7 @@ CROSSES = {
     "Failure": {"reason"},
 }
 CLUSTERS = 4
+WATCHED = {"brightness": (0.2, 0.4, 0.6), "embedding_distance": (0.1, 0.5), "prediction": (0.5, 1.5)}
 
 
 def kinds_within(kind: Any) -> Iterator[type]:
@@ -98,6 +99,8 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
         jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
+        jobs.DescribeJob((), "new", watch=jobs.Watch("1", 0, WATCHED, (), initial(), centroids)),
+        jobs.DescribeJob((), "new", watch=jobs.Watch("1", 1, WATCHED, train, initial(), centroids)),
         diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
         replace(
             diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
