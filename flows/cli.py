@@ -198,7 +198,7 @@ def promote(
         str, typer.Option(metavar="NAME", help="who answers for customers' cases that are lost; takes a --reason")
     ] = "",
 ) -> None:
-    """Make a version that passed the gate the champion; the service takes it up within seconds.
+    """Make a version that passed the gate the champion at once, on probation; the service takes it up within seconds.
 
     A version that fails customers' cases which the champion passes is refused, unless a named person overrides that.
     """

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.events import announce
 from flows.notifying import tell
-from pipelines import histogram_watch, watch
+from pipelines import abstentions, histogram_watch, watch
 from pipelines.settings import load_settings
 
 
@@ -25,6 +25,8 @@ def monitor(task: str = "digits", limit: int = 20) -> list[str]:
     for decision in watch.ready(settings):
         told = announce(settings, decision)
         said.append(f"decision {decision.decision} is {'announced' if told else 'not announced yet; it waits'}")
+    for site, rows in abstentions.to_desks(settings).items():
+        said.append(f"{rows} pictures that the model abstained from wait at the desk of {site}")
     said += tell(settings)
     for sentence in said or ["no new window is complete"]:
         print(sentence)  # noqa: T201  Prefect turns it into a line of the run's log

@@ -46,6 +46,7 @@ PREDICTIONS = Table(
     Column("noise", Float, nullable=False),
     Column("logged_at", Float),  # when the row came into the log, by the writer's clock; None: `at` stands for it
     Column("picture_bytes", Integer),  # of the PNG
+    Column("abstained", String(32)),  # why the model left it to a person; None: it answered
     sqlite_autoincrement=True,
 )
 

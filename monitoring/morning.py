@@ -13,9 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from monitoring.database import DECISIONS, HISTOGRAM_WINDOWS, PROMOTIONS, SILENCES, WINDOWS
+from monitoring.database import DECISIONS, HISTOGRAM_WINDOWS, MOVES, PROMOTIONS, SILENCES, WINDOWS
 from monitoring.drift import OVERALL
 from monitoring.findings import amiss
+from monitoring.moves import CHAMPION, ENDED, HELD, ROLLED_BACK, SETTLED
 from monitoring.silence import open_silences
 
 _WINDOWS_BACK = 200
@@ -78,7 +79,7 @@ def what_was_done(engine: sa.Engine) -> tuple[Done, ...]:
     """Decisions and what came of them, promotions and rollbacks, silences: newest first."""
     done: list[Done] = []
     with engine.connect() as connection:
-        for table in (DECISIONS, PROMOTIONS, SILENCES):
+        for table in (DECISIONS, PROMOTIONS, MOVES, SILENCES):
             order = table.c.noticed_at if table is SILENCES else next(iter(table.primary_key))
             for row in connection.execute(sa.select(table).order_by(order.desc()).limit(_LINES)).mappings():
                 done += _TELL[table.name](row)
@@ -99,12 +100,20 @@ def _promoted(row: sa.RowMapping) -> list[Done]:
     return [Done(row["at"], f"{who}{before}: {row['reason']}", version=row["version"])]
 
 
+def _moved(row: sa.RowMapping) -> list[Done]:
+    """Shadow, canary, held, settled; who serves is said by the promotions."""
+    if row["to_step"] in (CHAMPION, ROLLED_BACK, ENDED):
+        return []
+    into = f"is {row['to_step']}" if row["to_step"] in (HELD, SETTLED) else f"goes into {row['to_step']}"
+    return [Done(row["at"], f"version {row['version']} {into}: {row['reason']}", version=row["version"])]
+
+
 def _silent(row: sa.RowMapping) -> list[Done]:
     began = Done(row["noticed_at"], row["sentence"])
     return [began, *([Done(row["ended_at"], f"{row['site']} is no longer silent")] if row["ended_at"] else [])]
 
 
-_TELL = {DECISIONS.name: _decided, PROMOTIONS.name: _promoted, SILENCES.name: _silent}
+_TELL = {DECISIONS.name: _decided, PROMOTIONS.name: _promoted, MOVES.name: _moved, SILENCES.name: _silent}
 
 
 def moment(at: float) -> str:

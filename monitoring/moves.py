@@ -66,4 +66,5 @@ def write(engine: sa.Engine, version: int, to_step: str, reason: str, figures: M
     }
     with engine.begin() as connection:
         newest = connection.execute(sa.select(sa.func.max(PREDICTIONS.c.seq))).scalar_one() or 0
-        return connection.execute(insert_new(engine, MOVES), row | {"from_seq": newest}).rowcount == 1
+        made = insert_new(engine, MOVES).values(row | {"from_seq": newest}).returning(MOVES.c.move)
+        return connection.execute(made).first() is not None

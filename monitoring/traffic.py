@@ -43,6 +43,7 @@ class Prediction:
     """One row of the log. png: the picture that was predicted on; quality: the values of QUALITY_COLUMNS.
 
     logged_at: when it comes into the log; None for now.
+    abstained: why the answer was left to a person; None where it was not.
     """
 
     prediction_id: str
@@ -57,6 +58,7 @@ class Prediction:
     probabilities: list[float]
     quality: Sequence[float]
     logged_at: float | None = None
+    abstained: str | None = None
 
     def row(self, now: float) -> dict[str, object]:
         own = {"seq", "logged_at", "picture_bytes", *QUALITY_COLUMNS}

@@ -63,6 +63,7 @@ def enter_registry(
         "fedloop.cohort": json.dumps(sorted(material.train)),
         "fedloop.seed": str(settings.seed),
         "fedloop.parent": str(material.parent or ""),
+        "fedloop.line": json.dumps(_line(settings, material.parent)),
         **_gate_tags(found.verdict),
     }
     # Made up: a registry is outside every site, and no site's picture goes there.
@@ -93,6 +94,13 @@ def enter_registry(
         " (reused: the same weights are registered)" if version.reused else "",
     )  # fmt: skip
     return version
+
+
+def _line(settings: Settings, parent: int | None) -> list[int]:
+    """The versions that a version came from, oldest first: it has learned their rows too."""
+    if parent is None:
+        return []
+    return [*json.loads(registry.version(settings, parent).tags.get("fedloop.line", "[]")), parent]
 
 
 def _gate_tags(verdict: Verdict) -> dict[str, str]:

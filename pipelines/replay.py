@@ -44,10 +44,10 @@ class Capture:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service said of a capture."""
+    """What the service said of a capture. prediction: None where it left the answer to a person."""
 
     prediction_id: str
-    prediction: int
+    prediction: int | None
     version: int
 
 

@@ -26,7 +26,7 @@ from models.images import content_hash, encode_png
 from models.quality import measure
 from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Prediction
-from pipelines.serving_beside import answer
+from pipelines.serving_beside import answer, left_to_people
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
@@ -148,8 +148,9 @@ class Batcher:
         served = self._model()
         images = np.stack([row.image for row in rows])
         answers, versions = answer(served, images, [row.site for row in rows])
-        probabilities = answers.astype(np.float64).round(_DIGITS)
-        best, measured = probabilities.argmax(axis=1).tolist(), measure(images).tolist()
+        probabilities, values = answers.astype(np.float64).round(_DIGITS), measure(images)
+        left = left_to_people(served, versions, images, values, answers)
+        best, measured = probabilities.argmax(axis=1).tolist(), values.tolist()
         predictions = []
         for i, (row, shares) in enumerate(zip(rows, probabilities.tolist(), strict=True)):
             png = encode_png(row.image)
@@ -166,6 +167,7 @@ class Batcher:
                     confidence=shares[best[i]],
                     probabilities=shares,
                     quality=measured[i],
+                    abstained=left[i],
                 )
             )
         logged = self._log.record(predictions)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from models.images import Images, decode_png
 from monitoring.database import SHADOW_PREDICTIONS, insert_new
 from monitoring.traffic import Prediction
+from pipelines.abstain import Floats, reasons
 from pipelines.serving_model import ServedModel
 
 WAITING_BATCHES = 64
@@ -54,6 +55,20 @@ def answer(served: ServedModel, images: Images, sites: Sequence[str]) -> tuple[N
                 logger.error("version %d fails, %d answers: %s", first.version.number, second.version.number, error)
                 shares[rows], versions[rows] = second.predict(images[rows]), second.version.number
     return shares, versions
+
+
+def left_to_people(
+    served: ServedModel, versions: NDArray[np.int64], images: Images, quality: Floats, shares: NDArray[np.floating]
+) -> list[str | None]:
+    """For each row why the version that predicted it abstains, or None. quality: [n, 5]; shares: [n, classes]."""
+    found: list[str | None] = [None] * len(images)
+    for model in (served, *([served.beside.model] if served.beside else [])):
+        rows = np.flatnonzero(versions == model.version.number)
+        if model.limits is not None and len(rows):
+            said = reasons(model.limits, model.task, images[rows], quality[rows], shares[rows].max(axis=1))
+            for row, reason in zip(rows, said, strict=True):
+                found[row] = reason
+    return found
 
 
 class Shadow:

@@ -60,11 +60,7 @@ class HealthCounter:
         with self._lock:
             for each in predictions:
                 self._counts[each.model_version].rows += 1
-
-    def abstained(self, version: int, rows: int = 1) -> None:
-        """Of the logged rows, so many were left to a person."""
-        with self._lock:
-            self._counts[version].abstained += rows
+                self._counts[each.model_version].abstained += each.abstained is not None
 
     def flush(self) -> None:
         """Write what was counted since the last time. While the database is down it waits, under its own number."""

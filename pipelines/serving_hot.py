@@ -49,8 +49,9 @@ def answer(task: Task, row: Prediction) -> dict[str, Any]:
     return {
         "prediction_id": row.prediction_id,
         "request_id": row.request_id,
-        "prediction": row.prediction,
-        "class": task.classes[row.prediction],
+        "prediction": None if row.abstained else row.prediction,
+        "class": None if row.abstained else task.classes[row.prediction],
+        "abstained": row.abstained,
         "confidence": row.confidence,
         "probabilities": row.probabilities,
         "model_version": row.model_version,

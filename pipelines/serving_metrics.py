@@ -47,6 +47,9 @@ class Metrics:
         self._beside = Counter(
             "fedloop_shadow_rows", "Rows predicted beside the answer", ["version"], registry=self._registry
         )
+        self._abstained = Counter(
+            "fedloop_abstained", "Rows left to a person", ["version", "reason"], registry=self._registry
+        )
         self._shed = Counter("fedloop_shadow_shed", "Rows that shadow had no time for", registry=self._registry)
         self._sites: set[str] = set()
 
@@ -62,6 +65,8 @@ class Metrics:
                 self._sites.add(each.site)
             site = each.site if each.site in self._sites else "other"
             self._predictions.labels(str(each.model_version), site).inc()
+            if each.abstained:
+                self._abstained.labels(str(each.model_version), each.abstained).inc()
 
     def swapped(self, served: ServedModel | None) -> None:
         self._swaps.inc()

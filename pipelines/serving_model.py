@@ -27,6 +27,7 @@ from models.images import Images, to_tensor
 from models.task import Task
 from monitoring import moves
 from pipelines import local_copy, packing, registry
+from pipelines.abstain import Limits, limits_of
 from pipelines.registry import CHALLENGER, CHAMPION, FALLBACK, STEP, Version
 from pipelines.settings import Settings
 
@@ -64,13 +65,17 @@ class Beside:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A loaded, warmed version. since: when it began to serve. beside: of the champion, who predicts with it."""
+    """A loaded, warmed version. since: when it began to serve. beside: of the champion, who predicts with it.
+
+    limits: beyond which it abstains; None: it answers everything.
+    """
 
     version: Version
     task: Task
     module: nn.Module
     since: float
     beside: Beside | None = None
+    limits: Limits | None = None
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """Probabilities [n, classes] of images [n, height, width, channels].
@@ -107,7 +112,7 @@ def load_version(settings: Settings, version: Version, folder: Path | None = Non
             raise BadInput("a probe batch gives NaN") from error
         if answer.shape != (len(probe), len(task.classes)):
             raise BadInput(f"a probe of {len(probe)} images gives an answer of shape {list(answer.shape)}")
-    return served
+    return replace(served, limits=limits_of(settings, version.number, version.tags, folder / packing.SUMMARY))
 
 
 class ChampionWatcher:

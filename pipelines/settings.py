@@ -119,6 +119,13 @@ class ReleaseSettings(BaseModel):
     latency_ratio: float = Field(2.0, gt=1, description="how many times slower on the same rows")
 
 
+class ServingSettings(BaseModel):
+    """How the service answers."""
+
+    abstain_rate: float = Field(0.005, ge=0, lt=0.5, description="share of normal rows left to a person; 0: none")
+    abstain_queue: int = Field(20, ge=0, description="such rows that wait at a site's desk at most, the newest first")
+
+
 class DiagnosisSettings(BaseModel):
     """Looking for the causes of a version's errors."""
 
@@ -168,6 +175,7 @@ class Settings(BaseSettings):
     log: RetentionPolicy = RetentionPolicy()
     retrain: RetrainSettings = RetrainSettings()
     release: ReleaseSettings = ReleaseSettings()
+    serving: ServingSettings = ServingSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from monitoring import health, moves
 from monitoring.health import Health
-from monitoring.moves import BESIDE, CANARY, CHAMPION, ENDED, HELD, ROLLED_BACK, SETTLED, SHADOW, Move
+from monitoring.moves import BESIDE, CANARY, CHAMPION, ENDED, HELD, OPEN, ROLLED_BACK, SETTLED, SHADOW, Move
 from monitoring.side_by_side import Evidence, bound, pairs, weigh
 from pipelines import registry, release
 from pipelines.registry import CHALLENGER, FALLBACK, STEP
@@ -87,10 +87,13 @@ def _mend(settings: Settings, engine: sa.Engine) -> list[str]:
             release.stand(settings, engine, last.version, ENDED, "it is champion no more")
         elif last.to_step in BESIDE and not called:  # a later version, which the gate held, took the name
             registry.set_alias(settings, CHALLENGER, last.version)
-    for version in (champion, challenger):
-        known = moves.standing(engine).get(version.number) if version is not None else None
-        if version is not None and known is not None and version.tags.get(STEP) != known.to_step:
-            registry.tag(settings, version.number, {STEP: known.to_step})
+    standing = moves.standing(engine)
+    for version in filter(None, (champion, challenger)):
+        said = version.tags.get(STEP)
+        # A tag without a move is of a log that is no more: nobody would ever end that step.
+        step = standing[version.number].to_step if version.number in standing else ENDED if said in OPEN else said
+        if step is not None and step != said:
+            registry.tag(settings, version.number, {STEP: step})
     return done
 
 

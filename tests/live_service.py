@@ -60,7 +60,11 @@ def register_trained(into: Settings, seed: int = 0, epochs: int = 12) -> registr
 
 
 def register_weights(
-    into: Settings, parameters: Mapping[str, torch.Tensor], key: str, tags: Mapping[str, str]
+    into: Settings,
+    parameters: Mapping[str, torch.Tensor],
+    key: str,
+    tags: Mapping[str, str],
+    summary: Path | None = None,
 ) -> registry.Version:
     return registry.register(
         into,
@@ -68,7 +72,7 @@ def register_weights(
         key=key,
         tags=tags,
         figures={"gate.accuracy": 0.5},
-        summary=None,
+        summary=summary,
         example=np.zeros((2, *into.task.input.shape), dtype=np.uint8),
         run_id=Run.start(into, "training", key).run_id,
     )

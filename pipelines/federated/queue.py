@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 NEIGHBOURS_SHOWN = 12
 DOUBTED = "suspected wrong"
 """The reason of items that ask about a label that is doubted; see doubts.py."""
+ABSTAINED = "the model abstained"
+"""How the reason of rows begins that a model left to people: no labelling job withdraws them."""
 
 Pictures = Mapping[str, bytes] | pd.Series
 """row_id → PNG"""
@@ -112,12 +114,13 @@ def enqueue(
     pictures: Pictures,
     neighbours: Mapping[int, Sequence[str]] | None = None,
     again: bool = False,
+    more: bool = False,
 ) -> str:
     """Ask for labels; returns the queue's version, which is a hash of what is asked for.
 
     A row that has a label, was found unreadable or is in the queue already is not asked for twice. What earlier
     versions wanted, this one does not, and nobody has begun, is withdrawn. again: of rows that have a label somebody
-    else is asked, once, and nothing is withdrawn.
+    else is asked, once, and nothing is withdrawn. more: nothing is withdrawn.
     """
     version, now = digest([asdict(each) for each in wanted], again), time.time()
     with writing(database) as connection:
@@ -136,7 +139,8 @@ def enqueue(
         else:
             done = {row.row_id for row in items if row.label is not None} | set(labels)
             free = [w for w in wanted if w.row_id not in taken | done]
-            _withdraw(connection, {w.row_id for w in wanted}, now)
+            if not more:
+                _withdraw(connection, {w.row_id for w in wanted}, now)
         new = [
             asdict(w)
             | {"version": version, "at": now}
@@ -162,7 +166,8 @@ def enqueue(
 def _withdraw(connection: sa.Connection, wanted: set[str], now: float) -> None:
     begun = sa.exists().where(STANDING.c.item == ITEMS.c.item)
     idle = ITEMS.c.label.is_(None) & ITEMS.c.withdrawn_at.is_(None) & ~begun
-    unwanted = idle & (ITEMS.c.reason != DOUBTED) & ~among(ITEMS.c.row_id, wanted)
+    others = (ITEMS.c.reason != DOUBTED) & ~ITEMS.c.reason.startswith(ABSTAINED)
+    unwanted = idle & others & ~among(ITEMS.c.row_id, wanted)
     connection.execute(sa.update(ITEMS).where(unwanted).values(withdrawn_at=now))
 
 

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from fresh_logs import fresh_log
 
+from monitoring import moves
 from monitoring.database import DECISIONS, HISTOGRAM_WINDOWS, PROMOTIONS, SILENCES, WINDOWS
 from monitoring.morning import how_things_stand, moment
 
@@ -119,3 +120,15 @@ def test_it_reads_no_more_than_the_newest_windows(windows: int) -> None:
             report(connection, number)
         connection.commit()
         assert f"(the last {min(windows, 200)} windows" in how_things_stand(log.engine).headline
+
+
+def test_a_version_on_its_way_is_told_once_a_step_and_who_serves_by_the_promotions() -> None:
+    with fresh_log() as log:
+        for step in ("shadow", "canary", "champion", "settled"):
+            assert moves.write(log.engine, 7, step, "better")
+        told = [(each.sentence, each.version) for each in how_things_stand(log.engine).done]
+    assert sorted(told) == [
+        ("version 7 goes into canary: better", 7),
+        ("version 7 goes into shadow: better", 7),
+        ("version 7 is settled: better", 7),
+    ]

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from live_service import register_untrained, settings_in
 from side_rows import Row, fill
 
 from models.errors import Missing
 from monitoring import health, moves
+from monitoring.database import MOVES
 from monitoring.health import Counts, Tick
 from monitoring.traffic import TrafficLog
 from pipelines import registry, release, steps
@@ -208,6 +210,14 @@ def test_a_person_holds_and_rolls_back(settings: Settings, log: TrafficLog) -> N
     assert release.rollback(settings, "the ward was right") == 1
     assert path(log) == ["shadow", "held", "champion", "rolled back"]
     assert steps.advance(settings) == []
+
+
+def test_a_step_of_a_log_that_is_no_more_ends(settings: Settings, log: TrafficLog) -> None:
+    registry.tag(settings, 1, {STEP: "champion"})
+    with log.engine.begin() as connection:
+        connection.execute(sa.delete(MOVES))
+    assert steps.advance(settings) == []
+    assert [registry.version(settings, number).tags[STEP] for number in (1, 2)] == ["ended", "ended"]
 
 
 class Killed(BaseException):
