@@ -26,6 +26,8 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 class LabelledRows:
     """images: uint8 [n, h, w, c]; labels: int64 [n]; weights: float32 [n], 1 for a bought label.
 
+    among: how many rows these were labelled of. An epoch goes over the labelled ones as often as takes no more steps
+    than all of them would: how long a site trains must not hang on how many labels were bought or spread there.
     old: bool [n], rows taken under the light before; sensor: how new pictures are exposed. In training, half of the
     old rows of an epoch are seen through it.
     """
@@ -35,6 +37,7 @@ class LabelledRows:
     weights: torch.Tensor
     old: torch.Tensor | None = None
     sensor: Sensor | None = None
+    among: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +50,8 @@ def site_steps(rows: LabelledRows, work: LocalWork, seed: int, augment: Augment 
     x_all, n = to_tensor(rows.images), len(rows)
     batch = work.batch_size or max(n, 1)
     per_epoch = -(-n // batch)
-    passes = -(-work.updates // max(per_epoch, 1)) if work.updates else work.epochs
+    whole = rows.among // batch if work.batch_size else 1
+    passes = -(-work.updates // max(per_epoch, 1)) if work.updates else work.epochs * max(1, whole // max(per_epoch, 1))
     epochs, labels, weights = [], [], []
     for _ in range(passes):
         order = torch.from_numpy(rng.permutation(n))

@@ -120,12 +120,15 @@ class Site:
         labels = labels[labels["weight"] > 0]
         position = np.flatnonzero(rows["row_id"].isin(labels.index).to_numpy())
         own = labels.loc[rows["row_id"].iloc[position]]
+        # New rows that no label has been bought for yet make no epoch longer.
+        among = int(rows["snapshot"].isin(rows["snapshot"].iloc[position]).sum())
         return LabelledRows(
             images[position],
             torch.tensor(own["label"].to_numpy(), dtype=torch.int64),
             torch.tensor(own["weight"].to_numpy(), dtype=torch.float32),
             torch.from_numpy(old[position]),
             sensor,
+            among,
         )
 
     # -- training ---------------------------------------------------------------------------------------------

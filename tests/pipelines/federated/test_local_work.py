@@ -156,6 +156,23 @@ def test_a_number_of_updates_is_that_many_batches_of_as_many_epochs_as_it_takes(
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@given(count=st.integers(1, 23), among=st.integers(0, 200), size=st.integers(1, 9), epochs=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_few_labels_are_gone_over_as_often_as_takes_no_more_steps_than_all_rows_would(
+    count: int, among: int, size: int, epochs: int
+) -> None:
+    few = replace(rows(count), among=max(among, count))
+    work = LocalWork(epochs=epochs, batch_size=size)
+    pass_, whole = -(-count // size), max(few.among // size, -(-count // size))
+    steps = site_steps(few, work, 3, None)
+    assert whole * epochs - epochs * pass_ < steps.steps[0] <= whole * epochs
+    assert steps.steps[0] % (epochs * pass_) == 0, "whole passes"
+    all_at_once = site_steps(few, LocalWork(epochs=epochs, batch_size=0), 3, None)
+    assert all_at_once.steps[0] == epochs
+    assert site_steps(few, replace(work, updates=4), 3, None).steps[0] == 4
+    assert steps.examples[0] == few.weights.sum(), "its say in the mean is that of its labels"
+
+
 def test_a_seed_draws_what_it_always_did() -> None:
     """Else checkpoints of earlier versions go on with other batches."""
     shades = np.arange(7, dtype=np.uint8).repeat(4).reshape(7, 2, 2, 1)
