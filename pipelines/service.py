@@ -48,7 +48,7 @@ TYPES = serving_cases.TYPES | {
 _CODES = {400: "broken_request", 404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Door:
     """The service for the settings' task. It starts without a champion, and says so until there is one."""
     task = settings.task
     log = _open_log(settings)
@@ -58,17 +58,17 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(watcher.follow())
+        tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(watcher.follow())]
         yield
         # Here every request is answered already: the server waits for them before it ends the lifespan.
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         batcher.close()
         log.close()
 
     # The documentation pages would load their scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, types=TYPES, on_answer=metrics.answered, hot=hot(task, lambda _, rows: batcher.predict(rows)))
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
     app.include_router(desk.create_router(settings))
@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return app
+    return Door(app, TYPES, metrics.answered, hot(task, lambda _, rows: batcher.predict(rows)))
 
 
 def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
@@ -181,10 +181,6 @@ def _speak_with_one_voice(app: FastAPI) -> None:
         refusal = Refusal(error.status_code, _CODES.get(error.status_code, "refused"), message)
         refusal.headers = dict(error.headers or {})
         return say(refusal)
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return say(Refusal(500, "internal", f"the service failed ({type(error).__name__}); its log says more"))
 
 
 def _open_log(settings: Settings) -> TrafficLog:

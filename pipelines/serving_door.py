@@ -1,12 +1,13 @@
 """The service's door: every request passes it before anything of its body is parsed.
 
 It refuses what is too large, of another type than its address takes, or one too many; it counts and times the rest.
-A plain ASGI middleware, because one of Starlette's would have read the body by then.
+A plain ASGI application around the others: one of Starlette's middlewares would have read the body by then.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ MAX_IN_FLIGHT = 512
 # and the client would see that instead of the refusal.
 _DRAIN_BYTES = 64 * 2**20
 _DRAIN_S = 3.0
+
+logger = logging.getLogger("fedloop.service")
 
 Scope = dict[str, Any]
 Message = dict[str, Any]
@@ -76,6 +79,12 @@ class Door:
         except Refusal as refusal:
             status = refusal.status
             await _refuse(refusal, receive, send)
+        except Exception as error:
+            if status != 500:
+                raise  # in the middle of an answer
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            said = f"the service failed ({type(error).__name__}); its log says more"
+            await _refuse(Refusal(500, "internal", said), receive, send)
         finally:
             self._in_flight -= 1
             self._on_answer(scope["path"], status, time.perf_counter() - began)
