@@ -130,7 +130,9 @@ def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds:
             serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
             up_now = {}
             up_now["fedloop"] = up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log"))
-            up_now["mlflow"] = up.enter_context(server([*serve, "-p", str(ports["mlflow"])], ports["mlflow"], "/ping", folder / "mlflow.log"))
+            up_now["mlflow"] = up.enter_context(
+                server([*serve, "-p", str(ports["mlflow"])], ports["mlflow"], "/ping", folder / "mlflow.log")
+            )
             plain = [sys.executable, str(HERE / "serving_peers.py"), str(ports["plain"]), str(weights)]
             up_now["plain"] = up.enter_context(server(plain, ports["plain"], "/openapi.json", folder / "plain.log"))
             runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in PEERS}
@@ -139,13 +141,20 @@ def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds:
                     count = int(seconds * (600 if peer == "mlflow" else 4000)) + 100
                     what = {"port": ports[peer], "peer": peer, "kind": kind, "task": task, "pictures": count}
                     before = processor_s(up_now[peer])
-                    said = load(**what, seconds=min(seconds, 1.5) if turn < 0 else seconds, tag=f"{kind}{peer[0]}{turn}")
+                    said = load(
+                        **what, seconds=min(seconds, 1.5) if turn < 0 else seconds, tag=f"{kind}{peer[0]}{turn}"
+                    )
                     said["processor_us"] = (processor_s(up_now[peer]) - before) / said["answered"] * 1e6
                     if turn >= 0:
                         runs[peer].append(said)
-                        print(f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}  processor {said['processor_us']:.0f} us", flush=True)
+                        print(
+                            f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}  processor {said['processor_us']:.0f} us",
+                            flush=True,
+                        )
         found[kind] = {
-            peer: {name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms", "processor_us")}
+            peer: {
+                name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms", "processor_us")
+            }
             | {"refused": sum(each["refused"] for each in said)}
             for peer, said in runs.items()
         }
@@ -183,12 +192,24 @@ def kills(settings: Settings, folder: Path, times: int) -> dict[str, int]:
         print(f"kill {number + 1}: {said['answered']} answered in all, {said['refused']} refused", flush=True)
     column = PREDICTIONS.c.request_id
     with log.engine.connect() as connection:
-        kept = {row.request_id: row.prediction_id for row in connection.execute(select(PREDICTIONS).where(column.like("kill%")))}
-        twice = connection.execute(select(column).where(column.like("kill%")).group_by(column).having(func.count() > 1)).all()
+        kept = {
+            row.request_id: row.prediction_id
+            for row in connection.execute(select(PREDICTIONS).where(column.like("kill%")))
+        }
+        twice = connection.execute(
+            select(column).where(column.like("kill%")).group_by(column).having(func.count() > 1)
+        ).all()
         whole = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
     missing = [name for name, prediction in taken.items() if kept.get(name) != prediction]
     log.close()
-    return {"times": times, "answered": len(taken), "lost": len(missing), "doubled": len(twice), "refused": broken, "whole": int(whole == "ok")}
+    return {
+        "times": times,
+        "answered": len(taken),
+        "lost": len(missing),
+        "doubled": len(twice),
+        "refused": broken,
+        "whole": int(whole == "ok"),
+    }
 
 
 def main() -> None:
@@ -208,7 +229,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ratio = {
-        f"{peer}_throughput": {kind: its["fedloop"]["requests_s"] / its[peer]["requests_s"] for kind, its in found.items()}
+        f"{peer}_throughput": {
+            kind: its["fedloop"]["requests_s"] / its[peer]["requests_s"] for kind, its in found.items()
+        }
         for peer in ("mlflow", "plain")
     }
     p99 = {"mlflow": {kind: its["fedloop"]["p99_ms"] / its["mlflow"]["p99_ms"] for kind, its in found.items()}}

@@ -57,7 +57,12 @@ def bodies(load: Load) -> list[tuple[bytes, bytes]]:
     for image in images.astype(np.uint8):
         if load.kind == "image":
             png = encode_png(image)
-            made.append((json.dumps({"inputs": [base64.b64encode(png).decode()]}).encode() if load.peer == "mlflow" else png, b""))
+            made.append(
+                (
+                    json.dumps({"inputs": [base64.b64encode(png).decode()]}).encode() if load.peer == "mlflow" else png,
+                    b"",
+                )
+            )
             continue
         pixels = np.round(image / 255.0, 4)
         if load.peer == "mlflow":
@@ -167,7 +172,14 @@ async def run(load: Load) -> dict[str, Any]:
         Path(load.answered).write_text(json.dumps(load.taken))
     ms = np.array(load.latencies_s) * 1000.0
     p50, p99 = np.percentile(ms, [50, 99]).tolist() if len(ms) else (float("nan"), float("nan"))
-    return {"requests_s": len(load.taken) / took, "p50_ms": p50, "p99_ms": p99, "answered": len(load.taken), "refused": load.refused, "sent": load.next}
+    return {
+        "requests_s": len(load.taken) / took,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "answered": len(load.taken),
+        "refused": load.refused,
+        "sent": load.next,
+    }
 
 
 def main() -> None:

@@ -67,7 +67,9 @@ def main() -> None:
     import uvicorn
 
     torch.set_num_threads(1)
-    uvicorn.run(plain(Path(sys.argv[2])), host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="warning")
+    uvicorn.run(
+        plain(Path(sys.argv[2])), host="127.0.0.1", port=int(sys.argv[1]), access_log=False, log_level="warning"
+    )
 
 
 if __name__ == "__main__":

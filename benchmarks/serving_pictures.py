@@ -27,7 +27,9 @@ class Pictures(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         from models.images import decode_png, to_tensor
 
-        pictures = [decode_png(base64.b64decode(str(each)), self.task.input) for each in np.asarray(model_input).ravel()]
+        pictures = [
+            decode_png(base64.b64decode(str(each)), self.task.input) for each in np.asarray(model_input).ravel()
+        ]
         with torch.inference_mode():
             return self.model(to_tensor(np.stack(pictures))).softmax(dim=1).numpy()
 

@@ -29,7 +29,8 @@ BUSY_S = 5.0
 
 _HASH = re.compile(r"[0-9a-f]{32}")
 _CHUNK = 500
-_KEEP = "INSERT INTO pictures (name, kept_at, png) VALUES {} ON CONFLICT (name) DO UPDATE SET kept_at = excluded.kept_at"
+_KEEP = """INSERT INTO pictures (name, kept_at, png) VALUES {}
+           ON CONFLICT (name) DO UPDATE SET kept_at = excluded.kept_at"""
 _SETUP = """PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000;
             CREATE TABLE IF NOT EXISTS pictures (name BLOB PRIMARY KEY, kept_at REAL NOT NULL, png BLOB NOT NULL)"""
 

@@ -191,6 +191,22 @@ class TrafficLog:
         """The PNG of that name; see `Pictures.read`."""
         return self.pictures.read(image_hash)
 
+    def sites_of(self, prediction_ids: Sequence[str]) -> set[str]:
+        """The sites of those of the predictions that are in the log."""
+        with self.engine.connect() as connection:
+            asked = sa.select(PREDICTIONS.c.site).where(PREDICTIONS.c.prediction_id.in_(prediction_ids)).distinct()
+            return set(connection.execute(asked).scalars())
+
+    def check_writable(self) -> None:
+        """Write nothing, as a writer would.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError, OSError: the log or its pictures cannot be written.
+        """
+        self.pictures.keep({})
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.seq < 0))
+
     def count(self) -> int:
         with self.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())

@@ -97,6 +97,13 @@ class DiagnosisSettings(BaseModel):
     pictures: bool = Field(False, description="live: the federation's report may show pictures, all sites being ours")
 
 
+class ServiceSettings(BaseModel):
+    """The prediction service."""
+
+    replicas: int = Field(1, ge=1, description="processes on the one port and the one log")
+    json_logs: bool = Field(False, description="log lines as JSON objects")
+
+
 class PortSettings(BaseModel):
     prefect: int = 4200
     mlflow: int = 5000
@@ -134,6 +141,7 @@ class Settings(BaseSettings):
     drift: DriftPolicy = DriftPolicy()
     alarm: AlarmPolicy = AlarmPolicy()
     retrain: RetrainSettings = RetrainSettings()
+    service: ServiceSettings = ServiceSettings()
 
     @classmethod
     def settings_customise_sources(

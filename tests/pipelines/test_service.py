@@ -107,7 +107,12 @@ def test_a_picture_predicts_the_same_by_json_by_png_and_in_a_batch_and_the_log_r
 
 def test_rows_that_share_a_batch_keep_their_own_answers(shared: Settings, served: Serving) -> None:
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda number: ask(served, number, site=f"site-{number % 3}", request_id=f"r-{number}").json(), range(64)))
+        answers = list(
+            pool.map(
+                lambda number: ask(served, number, site=f"site-{number % 3}", request_id=f"r-{number}").json(),
+                range(64),
+            )
+        )
     log = open_log(shared)
     rows = log.between(0, log.last_seq() + 1).set_index("prediction_id")
     for number, answer in enumerate(answers):
