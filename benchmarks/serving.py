@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 
 from pipelines import registry, release
 from pipelines.registry import Version
@@ -100,6 +101,13 @@ def fedloop(settings: Settings, port: int, log: Path) -> Any:
     return server([sys.executable, "-m", "pipelines.service"], port, "/readyz", log, more)
 
 
+def processor_s(running: Any) -> float:
+    """Processor seconds that a server and its children have used."""
+    here = psutil.Process(running.pid)
+    times = [each.cpu_times() for each in [here, *here.children(recursive=True)]]
+    return sum(each.user + each.system for each in times)
+
+
 def load(**what: Any) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "serving_load.py"), json.dumps(what)]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
@@ -120,28 +128,33 @@ def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds:
         with ExitStack() as up:
             ports = {peer: free_port() for peer in PEERS}
             serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
-            up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log"))
-            up.enter_context(
+            up_now = {}
+            up_now["fedloop"] = up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log"))
+            up_now["mlflow"] = up.enter_context(
                 server([*serve, "-p", str(ports["mlflow"])], ports["mlflow"], "/ping", folder / "mlflow.log")
             )
             plain = [sys.executable, str(HERE / "serving_peers.py"), str(ports["plain"]), str(weights)]
-            up.enter_context(server(plain, ports["plain"], "/openapi.json", folder / "plain.log"))
+            up_now["plain"] = up.enter_context(server(plain, ports["plain"], "/openapi.json", folder / "plain.log"))
             runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in PEERS}
             for turn in range(-1, rounds):  # the first one warms them
                 for peer in PEERS:
                     count = int(seconds * (600 if peer == "mlflow" else 4000)) + 100
                     what = {"port": ports[peer], "peer": peer, "kind": kind, "task": task, "pictures": count}
+                    before = processor_s(up_now[peer])
                     said = load(
                         **what, seconds=min(seconds, 1.5) if turn < 0 else seconds, tag=f"{kind}{peer[0]}{turn}"
                     )
+                    said["processor_us"] = (processor_s(up_now[peer]) - before) / said["answered"] * 1e6
                     if turn >= 0:
                         runs[peer].append(said)
                         print(
-                            f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}",
+                            f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}  processor {said['processor_us']:.0f} us",
                             flush=True,
                         )
         found[kind] = {
-            peer: {name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms")}
+            peer: {
+                name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms", "processor_us")
+            }
             | {"refused": sum(each["refused"] for each in said)}
             for peer, said in runs.items()
         }

@@ -122,6 +122,17 @@ def programs(settings: Settings) -> dict[str, Program]:
             stop_wait_s=25,
         ),
     ]
+    found += [
+        program(
+            f"service-{number}",
+            f"prediction service, replica {number}",
+            ("-m", "pipelines.service"),
+            f"{service}/model",
+            health=f"{service}/healthz",  # whichever replica answers: they share the port
+            after=("service",),
+        )
+        for number in range(2, settings.service.replicas + 1)
+    ]
     return {p.name: p for p in found if p.name != "mlflow" or not settings.tracking_uri.startswith("http")}
 
 

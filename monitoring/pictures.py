@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from models.errors import BadInput, Missing
@@ -27,7 +28,8 @@ BUSY_S = 5.0
 """How long one writer waits for another."""
 
 _HASH = re.compile(r"[0-9a-f]{32}")
-_KEEP = """INSERT INTO pictures (name, kept_at, png) VALUES (?, ?, ?)
+_CHUNK = 500
+_KEEP = """INSERT INTO pictures (name, kept_at, png) VALUES {}
            ON CONFLICT (name) DO UPDATE SET kept_at = excluded.kept_at"""
 _SETUP = """PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 4000;
             CREATE TABLE IF NOT EXISTS pictures (name BLOB PRIMARY KEY, kept_at REAL NOT NULL, png BLOB NOT NULL)"""
@@ -52,7 +54,10 @@ class Pictures:
         rows = [(_key(name), now, png) for name, png in pictures.items()]
         with self._transaction() as connection:
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(_KEEP, rows)
+            for start in range(0, len(rows), _CHUNK):
+                # One statement: sqlite3 hands the interpreter's lock over with every one.
+                chunk = rows[start : start + _CHUNK]
+                connection.execute(_KEEP.format(", ".join(["(?, ?, ?)"] * len(chunk))), list(chain(*chunk)))
             connection.execute("COMMIT")
 
     def read(self, image_hash: str) -> bytes:

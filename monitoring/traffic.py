@@ -6,9 +6,11 @@ windows of them as data frames. Rows are appended and never changed, so a window
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,8 +28,16 @@ LOGGED_AT = sa.func.coalesce(PREDICTIONS.c.logged_at, PREDICTIONS.c.at).label("l
 """When a row came into the log, in seconds since the epoch: it has the order of `seq` unless a clock was set."""
 
 _CHUNK = 500  # bound parameters of one statement; SQLite's older limit is 999
+_WRITTEN = [name for name in COLUMNS if name != "seq"]
 # Holders take turns, so that seq has the order of the commits and a reader's cursor never passes a row by.
 _WRITERS_TURN = sa.text("SELECT pg_advisory_xact_lock(7240311)")
+
+
+@lru_cache(maxsize=512)
+def _insert(dialect: str, rows: int) -> str:
+    """One statement for many rows: SQLAlchemy's own takes longer than the database, and hides how many were new."""
+    row = "(" + ", ".join(["?" if dialect == "sqlite" else "%s"] * len(_WRITTEN)) + ")"
+    return f"INSERT INTO predictions ({', '.join(_WRITTEN)}) VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING"
 
 
 class UnknownPrediction(BadInput):
@@ -60,11 +70,13 @@ class Prediction:
     logged_at: float | None = None
     abstained: str | None = None
 
-    def row(self, now: float) -> dict[str, object]:
-        own = {"seq", "logged_at", "picture_bytes", *QUALITY_COLUMNS}
-        values: dict[str, object] = {name: getattr(self, name) for name in COLUMNS if name not in own}
-        values |= {"logged_at": now if self.logged_at is None else self.logged_at, "picture_bytes": len(self.png)}
-        return values | dict(zip(QUALITY_COLUMNS, self.quality, strict=True))
+    def values(self, now: float) -> tuple[object, ...]:
+        """What is written, in the order of _WRITTEN."""
+        return (
+            self.prediction_id, self.request_id, self.site, self.at, self.model_version, self.image_hash,
+            self.prediction, self.confidence, json.dumps(self.probabilities), *self.quality,
+            now if self.logged_at is None else self.logged_at, len(self.png), self.abstained,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,10 +112,12 @@ class TrafficLog:
         with self.engine.begin() as connection:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(_WRITERS_TURN)
-            now = time.time()
-            insert = insert_new(self.engine, PREDICTIONS)
-            done = connection.execute(insert, [each.row(now) for each in predictions])
-            if done.rowcount == len(predictions):
+            new, now = 0, time.time()
+            for start in range(0, len(predictions), _CHUNK):
+                chunk = predictions[start : start + _CHUNK]
+                values = [value for each in chunk for value in each.values(now)]
+                new += connection.exec_driver_sql(_insert(self.engine.dialect.name, len(chunk)), tuple(values)).rowcount
+            if new == len(predictions):
                 return predictions
             there = PREDICTIONS.c.prediction_id.in_([each.prediction_id for each in predictions])
             stored = {row.prediction_id: row for row in connection.execute(sa.select(PREDICTIONS).where(there))}
@@ -171,6 +185,22 @@ class TrafficLog:
     def image(self, image_hash: str) -> bytes:
         """The PNG of that name; see `Pictures.read`."""
         return self.pictures.read(image_hash)
+
+    def sites_of(self, prediction_ids: Sequence[str]) -> set[str]:
+        """The sites of those of the predictions that are in the log."""
+        with self.engine.connect() as connection:
+            asked = sa.select(PREDICTIONS.c.site).where(PREDICTIONS.c.prediction_id.in_(prediction_ids)).distinct()
+            return set(connection.execute(asked).scalars())
+
+    def check_writable(self) -> None:
+        """Write nothing, as a writer would.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError, OSError: the log or its pictures cannot be written.
+        """
+        self.pictures.keep({})
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.seq < 0))
 
     def count(self) -> int:
         with self.engine.connect() as connection:

@@ -88,7 +88,7 @@ def limits_of(settings: Settings, version: int, tags: Mapping[str, str], summary
         if not tables or not summary.is_file():
             return None
         centroids = np.load(summary)["centroids"]
-        return calibrate(pd.concat(tables, ignore_index=True), centroids, settings.serving.abstain_rate)
+        return calibrate(pd.concat(tables, ignore_index=True), centroids, settings.service.abstain_rate)
     except (OSError, ValueError, KeyError) as error:
         logger.error("version %d abstains from nothing: its reference cannot be read: %s", version, error)
         return None

@@ -27,7 +27,7 @@ RECENT = 20_000  # rows of the log in which they are looked for, so that a pass 
 def to_desks(settings: Settings) -> dict[str, int]:
     """One pass, which may be repeated; returns how many rows were put on the desk of each site.
 
-    The newest ones, of which `serving.abstain_queue` wait at a site at once. Without a desk they are in the log alone.
+    The newest ones, of which `service.abstain_queue` wait at a site at once. Without a desk they are in the log alone.
     """
     if settings.labels.annotator != "desk":
         return {}
@@ -44,7 +44,7 @@ def to_desks(settings: Settings) -> dict[str, int]:
             mine = sa.select(ITEMS.c.row_id, ITEMS.c.label).where(ITEMS.c.reason.startswith(ABSTAINED))
             with database.connect() as connection:
                 asked = {item.row_id: item.label for item in connection.execute(mine)}
-            free = settings.serving.abstain_queue - sum(label is None for label in asked.values())
+            free = settings.service.abstain_queue - sum(label is None for label in asked.values())
             new = {row.image_hash: row for row in rows if row.image_hash not in asked and row.image_hash not in known}
             wanted, pictures = [], {}
             for name, row in list(new.items())[: max(0, free)]:

@@ -11,7 +11,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, ValidationError
 
 from models.errors import BadInput, Missing
-from models.images import encode_png
+from models.images import content_hash, encode_png
 from models.task import Task
 from monitoring import cases as book
-from monitoring.cases import Submission, Taken
+from monitoring.cases import Case, Submission, Taken, UnknownCase
 from monitoring.traffic import TrafficLog
 from pipelines.serving_wire import Name, Pixels, Refusal, Strict, class_index, image_from_file, sentence
 
@@ -85,15 +85,46 @@ class Intake:
     refused: list[tuple[Line, str]]
 
 
-def take_file(task: Task, log: TrafficLog, lines: Sequence[Line]) -> Intake:
-    """Take the good lines and say of each other one why it is none. The same file again changes nothing."""
+def own_case(log: TrafficLog, case_id: str, site: str | None) -> Case:
+    """The case whose id is or begins so, for who speaks for that site; None: for all of them.
+
+    Raises:
+        UnknownCase: there is none, or it is another site's: nobody learns which.
+        BadInput: there are several.
+    """
+    found = book.find(log.engine, case_id)
+    if site not in (None, found.site):
+        raise UnknownCase(f"there is no case {case_id!r} of site {site!r}")
+    return found
+
+
+def of_site(log: TrafficLog, given: Submission, site: str | None) -> Submission:
+    """The submission in the name of a site; None: as it is.
+
+    Raises:
+        BadInput: it names another site, or the picture is another site's case.
+    """
+    if site is None:
+        return given
+    if given.site not in (None, site):
+        raise BadInput(f"this token speaks for site {site!r}, not for {given.site!r}")
+    if (before := book.history(log.engine, content_hash(given.png))) and before[-1].site != site:
+        raise BadInput(f"this picture is somebody else's case already; site {site!r} cannot correct it")
+    return replace(given, site=site)
+
+
+def take_file(task: Task, log: TrafficLog, lines: Sequence[Line], site: str | None = None) -> Intake:
+    """Take the good lines and say of each other one why it is none. The same file again changes nothing.
+
+    site: whoever sends it speaks for this site alone.
+    """
     good: list[tuple[Line, Submission]] = []
     refused: list[tuple[Line, str]] = []
     first: dict[bytes, tuple[Line, Submission]] = {}
     for line in lines:
         try:
             words = CaseQuery.model_validate_strings(line.words)
-            given = submission(task, image_from_file(None, line.read(), task.input), words)
+            given = of_site(log, submission(task, image_from_file(None, line.read(), task.input), words), site)
             before, its = first.setdefault(given.png, (line, given))
             if its.expected != given.expected:
                 raise BadInput(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +30,9 @@ _FEEDBACK_ROWS = 50
 _TIMEOUT_S = 30.0
 _EVERY_S = 0.001  # event time between two captures
 _PNG = {"Content-Type": "image/png"}
+
+TOKEN = "FEDLOOP_TOKEN"
+"""The environment variable with the token to send, where the service needs one."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ async def _send(
     tally, waiting = Tally(), iter(captures)
     # Not httpx: it takes five times the processor time for a request, and shares two cores with the service.
     connector, timeout = aiohttp.TCPConnector(limit=concurrency), aiohttp.ClientTimeout(total=_TIMEOUT_S)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as client:
+    token = os.environ.get(TOKEN)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout, headers=headers) as client:
 
         async def work() -> None:
             truth: list[dict[str, object]] = []

@@ -13,23 +13,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import sqlalchemy as sa
 from fastapi import Body, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from models.errors import FedloopError
 from monitoring.engines import engine_for
 from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
-from pipelines import serving_cases
+from pipelines import serving_cases, serving_logs
+from pipelines import serving_described as described
 from pipelines import serving_wire as wire
 from pipelines.desk import router as desk
+from pipelines.serving_access import Access, Caller
 from pipelines.serving_batch import Batcher
 from pipelines.serving_beside import Shadow
 from pipelines.serving_door import Door
@@ -37,7 +39,7 @@ from pipelines.serving_health import VERSION_HEADER, HealthCounter
 from pipelines.serving_hot import answer, hot
 from pipelines.serving_metrics import Metrics
 from pipelines.serving_model import ChampionWatcher
-from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImagesQuery, Refusal, RequestId
+from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImagesQuery, Refusal, RequestId, Row
 from pipelines.settings import Settings, load_settings
 
 LOG_BUSY_MS = 2000
@@ -52,7 +54,7 @@ TYPES = serving_cases.TYPES | {
 _CODES = {400: "broken_request", 404: "not_found", 405: "method_not_allowed"}
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> Door:
     """The service for the settings' task. It starts without a champion, and says so until there is one."""
     task = settings.task
     log = _open_log(settings)
@@ -75,28 +77,39 @@ def create_app(settings: Settings) -> FastAPI:
     shadow = Shadow(log.engine, lambda: watcher.served, metrics.beside, metrics.shed)
     batcher = Batcher(net, lambda: watcher.served, watcher.why_none, logged)
 
+    access = Access(log.engine, settings.host, settings.service.replicas)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(watcher.follow())
-        counting = asyncio.create_task(health.follow())
+        going = (batcher.run(), watcher.follow(), health.follow(), access.follow())
+        tasks = [asyncio.create_task(each) for each in going]
+        logging.getLogger("fedloop.service").info("%s", access.describe())
         yield
         # Here every request is answered already: the server waits for them before it ends the lifespan.
-        for each in (following, counting):
+        for each in tasks:
             each.cancel()
-        await asyncio.gather(following, counting, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         batcher.close()
         await asyncio.to_thread(shadow.close)
         net.close()
         log.close()
 
-    # The documentation pages would load their scripts from elsewhere; /openapi.json stays.
+    # FastAPI's own pages of documentation load their scripts from elsewhere.
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Door, types=TYPES, on_answer=answered, hot=hot(task, lambda _, rows: batcher.predict(rows)))
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
-    app.include_router(desk.create_router(settings))
+    app.include_router(desk.create_router(settings, access.annotator))
 
-    @app.post("/predict/images", openapi_extra=wire.described(ImagesQuery))
+    async def predict(scope: MutableMapping[str, Any], rows: Sequence[Row]) -> Sequence[Prediction]:
+        """Rows of one site, in the name of whoever passed the door."""
+        caller: Caller = scope["caller"]
+        caller.speaks_for(rows[0].site)
+        await access.charge(caller, len(rows))
+        return await batcher.predict(rows)
+
+    @app.post(
+        "/predict/images", openapi_extra=wire.described(ImagesQuery), responses=described.answers(task, many=True)
+    )
     async def predict_images(
         request: Request,
         files: Annotated[list[UploadFile], File()],
@@ -106,12 +119,12 @@ def create_app(settings: Settings) -> FastAPI:
         query = wire.from_query(ImagesQuery, request.query_params)
         data = [await file.read() for file in files]
         rows = wire.rows_from_files(data, task.input, query.site, query.at, request_id or [None] * len(data))
-        found = await batcher.predict(rows)
+        found = await predict(request.scope, rows)
         headers = {VERSION_HEADER: str(found[0].model_version)}
         return JSONResponse({"predictions": [answer(task, row) for row in found]}, headers=headers)
 
-    @app.post("/feedback")
-    async def feedback(body: Annotated[FeedbackBody, Body()]) -> JSONResponse:
+    @app.post("/feedback", openapi_extra=described.FEEDBACK, responses=described.ok(described.STORED))
+    async def feedback(request: Request, body: Annotated[FeedbackBody, Body()]) -> JSONResponse:
         """Take delayed labels: one, or a list, which is taken whole or not at all."""
         items = body if isinstance(body, list) else [body]
         labels = [
@@ -123,25 +136,34 @@ def create_app(settings: Settings) -> FastAPI:
             )
             for i, item in enumerate(items)
         ]
-        said = await asyncio.to_thread(_store_labels, net, labels)
+        said = await asyncio.to_thread(_store_labels, net, labels, request.scope["caller"])
         answers = [
             {"prediction_id": each.prediction_id, "status": status} for each, status in zip(labels, said, strict=True)
         ]
         return JSONResponse({"feedback": answers} if isinstance(body, list) else answers[0])
 
-    @app.get("/healthz")
+    described.add_hot_paths(app, task)
+
+    @app.get("/docs", include_in_schema=False)
+    async def documentation() -> Response:
+        """What there is, as a page that needs nothing from elsewhere."""
+        return HTMLResponse(described.page(app.openapi()), headers={"Content-Security-Policy": described.POLICY})
+
+    @app.get("/healthz", responses=described.ok(described.ALIVE))
     async def alive() -> dict[str, Any]:
         """That it lives, and where rows go: into the log's database, or into the spool until that is back."""
         return {"status": "alive"} | net.said
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=described.ok(described.READY))
     async def ready() -> JSONResponse:
-        """200 once a champion serves, with what hinders it to follow the alias."""
+        """200 once a champion serves, with what hinders it to follow the alias and to reach the log's database."""
         if watcher.served is None:
             raise Refusal(503, "no_champion", watcher.why_none(), retry_after_s=2)
-        return JSONResponse({"status": "ready", "model_version": watcher.served.version.number} | _following(watcher))
+        return JSONResponse(
+            {"status": "ready", "model_version": watcher.served.version.number} | _following(watcher) | net.said
+        )
 
-    @app.get("/model")
+    @app.get("/model", responses=described.ok(described.model(task)))
     async def model() -> JSONResponse:
         if (served := watcher.served) is None:
             raise Refusal(503, "no_champion", watcher.why_none(), retry_after_s=2)
@@ -157,11 +179,11 @@ def create_app(settings: Settings) -> FastAPI:
             | _following(watcher)
         )
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse, responses=described.METRICS)
     async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return app
+    return Door(app, TYPES, answered, hot(task, predict), access)
 
 
 def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
@@ -173,8 +195,11 @@ def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
     }
 
 
-def _store_labels(net: SafetyNet, labels: Sequence[Label]) -> Sequence[str]:
+def _store_labels(net: SafetyNet, labels: Sequence[Label], caller: Caller) -> Sequence[str]:
     try:
+        if caller.site is not None:
+            for site in net.log.sites_of([each.prediction_id for each in labels]):
+                caller.speaks_for(site)
         return net.label_all(labels)
     except UnknownPrediction as error:
         raise Refusal(404, "unknown_prediction", str(error)) from error
@@ -209,10 +234,6 @@ def _speak_with_one_voice(app: FastAPI) -> None:
         refusal.headers = dict(error.headers or {})
         return say(refusal)
 
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return say(Refusal(500, "internal", f"the service failed ({type(error).__name__}); its log says more"))
-
 
 def _open_log(settings: Settings) -> TrafficLog:
     log = TrafficLog(engine_for(settings.database_url), settings.images)
@@ -229,11 +250,11 @@ def main() -> int:
     """Serve until SIGTERM; what has been asked by then is still answered."""
     # What the server raises again once it has shut down must not look like a crash; before, there is nothing to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         settings = load_settings()
+        serving_logs.configure(settings.service.json_logs)
         settings.apply_environment()
-        listener = _listen(settings.host, settings.ports.service)
+        listener = _listen(settings.host, settings.ports.service, shared=settings.service.replicas > 1)
         app = create_app(settings)
     except FedloopError as error:
         print(error, file=sys.stderr)  # noqa: T201
@@ -259,10 +280,12 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:  # every replica listens on the one port, and the system spreads the connections
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
         listener.listen(1024)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,9 @@ from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
 
 FULL_ROWS = 64
+INLINE_S = 0.01
+"""A batch that is predicted in less does not leave the event loop."""
+
 MAX_WAITING_ROWS = 2048
 
 _DIGITS = 6  # of a probability, in the answer and in the log
@@ -47,7 +50,10 @@ class _Work:
 
 
 class Batcher:
-    """One thread that gathers, predicts and writes; requests wait for it on the event loop.
+    """One task that gathers, and a thread that writes.
+
+    A quick model predicts on the event loop itself: to hand the interpreter's lock from thread to thread takes longer
+    than a small network. A slow one predicts in the thread, so that nobody's request waits for it to be read.
 
     served: gives the model to use now. on_logged: called with every committed batch.
     """
@@ -60,10 +66,11 @@ class Batcher:
         on_logged: Callable[[Sequence[Prediction]], None],
     ) -> None:
         self._log, self._served, self._why_none, self._on_logged = log, served, why_none, on_logged
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: deque[_Work] = deque()
+        self._come = asyncio.Event()
         self._waiting = 0
-        self._thread = threading.Thread(target=self._work_off, name="predict", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._row_s = INLINE_S  # what a row of the last batch took to predict: at first nobody knows, so not inline
+        self._thread = ThreadPoolExecutor(1, "predict")
 
     async def predict(self, rows: Sequence[Row]) -> Sequence[Prediction]:
         """The rows as they stand in the log.
@@ -75,51 +82,44 @@ class Batcher:
         self._model()
         if self._waiting + len(rows) > MAX_WAITING_ROWS:
             raise Refusal(503, "overloaded", "too many requests are waiting; try again in a second", retry_after_s=1)
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._thread.start()
-        work = _Work(rows, self._loop.create_future())
+        work = _Work(rows, asyncio.get_running_loop().create_future())
         self._waiting += len(rows)
-        self._queue.put(work)
+        self._queue.append(work)
+        self._come.set()
         return await work.answer
 
-    def close(self) -> None:
-        """Work off what waits, then end the thread."""
-        self._queue.put(None)
-        if self._loop is not None:
-            self._thread.join()
-
-    def _work_off(self) -> None:
-        going = True
-        while going:
-            batch, going = self._gather()
-            if not batch:
-                continue
+    async def run(self) -> None:
+        """Serve the queue, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._come.wait()
+            await asyncio.sleep(0)  # whoever is just being read comes along
+            batch = self._gather()
             rows = [row for work in batch for row in work.rows]
             result: Sequence[Prediction] | Exception
             try:
-                result = self._predict_and_log(rows)
+                if self._row_s * len(rows) < INLINE_S:
+                    predictions = self._predict(rows)
+                else:
+                    predictions = await loop.run_in_executor(self._thread, self._predict, rows)
+                result = await loop.run_in_executor(self._thread, self._log.record, predictions)
+                self._on_logged(result)
             except Exception as error:  # the queue outlives every failure
                 result = _refusal(error, self._served())
-            assert self._loop is not None
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, batch, result)
+            self._deliver(batch, result)
 
-    def _gather(self) -> tuple[list[_Work], bool]:
-        """All that has come, up to a full batch; False with the last one."""
-        work = self._queue.get()
-        batch: list[_Work] = []
-        count = 0
-        while work is not None:
-            batch.append(work)
-            count += len(work.rows)
-            if count >= FULL_ROWS:
-                return batch, True
-            try:
-                work = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    def _gather(self) -> list[_Work]:
+        """All that has come, up to a full batch."""
+        batch, count = [], 0
+        while self._queue and count < FULL_ROWS:
+            batch.append(self._queue.popleft())
+            count += len(batch[-1].rows)
+        if not self._queue:
+            self._come.clear()
+        return batch
 
     def _deliver(self, batch: Sequence[_Work], result: Sequence[Prediction] | Exception) -> None:
         start = 0
@@ -144,7 +144,8 @@ class Batcher:
             raise Refusal(503, "no_champion", self._why_none(), retry_after_s=2)
         return served
 
-    def _predict_and_log(self, rows: Sequence[Row]) -> Sequence[Prediction]:
+    def _predict(self, rows: Sequence[Row]) -> Sequence[Prediction]:
+        began = time.perf_counter()
         served = self._model()
         images = np.stack([row.image for row in rows])
         answers, versions = answer(served, images, [row.site for row in rows])
@@ -170,9 +171,8 @@ class Batcher:
                     abstained=left[i],
                 )
             )
-        logged = self._log.record(predictions)
-        self._on_logged(logged)
-        return logged
+        self._row_s = (time.perf_counter() - began) / len(rows)
+        return predictions
 
 
 def _name(row: Row) -> str:

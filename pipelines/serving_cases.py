@@ -24,7 +24,17 @@ from monitoring import cases as book
 from monitoring.cases import Case, Taken, UnknownCase
 from monitoring.traffic import TrafficLog
 from pipelines import serving_wire as wire
-from pipelines.case_intake import CaseBody, CaseQuery, Note, Person, lines_of_zip, submission, take_file
+from pipelines.case_intake import (
+    CaseBody,
+    CaseQuery,
+    Note,
+    Person,
+    lines_of_zip,
+    of_site,
+    own_case,
+    submission,
+    take_file,
+)
 from pipelines.cases import CaseState, State, states
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import IMAGE_TYPES, Refusal
@@ -57,7 +67,12 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
         else:
             query = wire.from_query(CaseQuery, request.query_params)
             given = submission(task, wire.image_from_file(None, data, task.input), query)
-        return JSONResponse(_said((await _with_log(book.submit, log, [given]))[0]))
+        site = request.scope["caller"].site
+
+        def keep() -> Taken:
+            return book.submit(log, [of_site(log, given, site)])[0]
+
+        return JSONResponse(_said(await _with_log(keep)))
 
     @made.post("/cases/file", openapi_extra=_ZIP, responses=_answers(_FILE_EXAMPLE))
     async def submit_file(request: Request) -> JSONResponse:
@@ -69,7 +84,7 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
         data = await request.body()
 
         def take() -> dict[str, Any]:
-            done = take_file(task, log, lines_of_zip(data))
+            done = take_file(task, log, lines_of_zip(data), request.scope["caller"].site)
             return {
                 "cases": [{"line": line.number, "file": line.file} | _said(each) for line, each in done.taken],
                 "refused": [{"line": line.number, "file": line.file, "reason": why} for line, why in done.refused],
@@ -79,6 +94,7 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
 
     @made.get("/cases", responses=_answers({"cases": [_SHOWN], "next": 41, "model_version": 3}))
     async def listed(
+        request: Request,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="cases looked at for a page")] = 50,
         before: Annotated[int | None, Query(ge=1, description="`next` of the page before")] = None,
         state: Annotated[State | None, Query(description="show only these; a page may be short then")] = None,
@@ -88,7 +104,9 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
         def look() -> dict[str, Any]:
             model = served()
             page = book.page(log.engine, before, limit)
-            found = states(task, log, page, model.predict if model else None, model.version.number if model else None)
+            mine = request.scope["caller"].site
+            own = [each for each in page if mine in (None, each.site)]
+            found = states(task, log, own, model.predict if model else None, model.version.number if model else None)
             return {
                 "cases": [_shown(each) for each in found if state in (None, each.state)],
                 "next": page[-1].seq if len(page) == limit else None,
@@ -98,11 +116,11 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
         return JSONResponse(await _with_log(look))
 
     @made.get("/cases/{case_id}")
-    async def one(case_id: CaseId) -> JSONResponse:
+    async def one(request: Request, case_id: CaseId) -> JSONResponse:
         """All versions of a case, and what versions of the model did with it."""
 
         def look() -> dict[str, Any]:
-            found = book.find(log.engine, case_id).case_id
+            found = own_case(log, case_id, request.scope["caller"].site).case_id
             keep = ("case_version", "model_version", "passed", "cause", "at")
             return {
                 "case_id": found,
@@ -116,12 +134,18 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
 
     @made.delete("/cases/{case_id}")
     async def withdraw(
+        request: Request,
         case_id: CaseId,
         reason: Annotated[Note, Query(min_length=1, examples=["the label was wrong"])],
         by: Annotated[Person, Query()] = "customer",
     ) -> JSONResponse:
         """Withdraw a case: a new version of it that counts no more. Nothing is deleted."""
-        return JSONResponse(_said(await _with_log(book.withdraw, log.engine, case_id, reason, by)))
+
+        def end() -> Taken:
+            found = own_case(log, case_id, request.scope["caller"].site)
+            return book.withdraw(log.engine, found.case_id, reason, by)
+
+        return JSONResponse(_said(await _with_log(end)))
 
     return made
 

@@ -27,6 +27,7 @@ from pydantic import (
 
 from models.errors import BadInput
 from models.images import ImageInput, decode_png, from_unit_floats
+from pipelines.serving_logs import REQUEST
 
 MAX_ROWS = 256
 MAX_AHEAD_S = 300.0
@@ -45,7 +46,7 @@ class Refusal(Exception):
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"code": self.code, "message": self.message}}
+        return {"error": {"code": self.code, "message": self.message, "request_id": REQUEST.get()}}
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,6 @@ class ReleaseSettings(BaseModel):
     latency_ratio: float = Field(2.0, gt=1, description="how many times slower on the same rows")
 
 
-class ServingSettings(BaseModel):
-    """How the service answers."""
-
-    abstain_rate: float = Field(0.005, ge=0, lt=0.5, description="share of normal rows left to a person; 0: none")
-    abstain_queue: int = Field(20, ge=0, description="such rows that wait at a site's desk at most, the newest first")
-
-
 class DiagnosisSettings(BaseModel):
     """Looking for the causes of a version's errors."""
 
@@ -133,6 +126,15 @@ class DiagnosisSettings(BaseModel):
     clusters: int = Field(60, ge=1, description="federated clusters that say what other sites have seen")
     explained: int = Field(24, ge=0, description="errors at most that a site explains one by one")
     pictures: bool = Field(False, description="live: the federation's report may show pictures, all sites being ours")
+
+
+class ServiceSettings(BaseModel):
+    """The prediction service."""
+
+    replicas: int = Field(1, ge=1, description="processes on the one port and the one log")
+    json_logs: bool = Field(False, description="log lines as JSON objects")
+    abstain_rate: float = Field(0.005, ge=0, lt=0.5, description="share of normal rows left to a person; 0: none")
+    abstain_queue: int = Field(20, ge=0, description="such rows that wait at a site's desk at most, the newest first")
 
 
 class PortSettings(BaseModel):
@@ -175,7 +177,7 @@ class Settings(BaseSettings):
     log: RetentionPolicy = RetentionPolicy()
     retrain: RetrainSettings = RetrainSettings()
     release: ReleaseSettings = ReleaseSettings()
-    serving: ServingSettings = ServingSettings()
+    service: ServiceSettings = ServiceSettings()
 
     @classmethod
     def settings_customise_sources(

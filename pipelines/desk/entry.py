@@ -43,8 +43,11 @@ class Seat:
     database: sa.Engine
 
 
-def finder(settings: Settings) -> Callable[[str, str], Seat | None]:
-    """(site, token) → the seat, None for a wrong token and for a site that is not there: nobody learns which."""
+def finder(settings: Settings, also: Callable[[str, str], str | None]) -> Callable[[str, str], Seat | None]:
+    """(site, token) → the seat, None for a wrong token and for a site that is not there: nobody learns which.
+
+    also: (site, token) → who may sit there by a token of the service.
+    """
     root = settings.folder / "sites"
     database = lru_cache(maxsize=256)(open_database)
 
@@ -52,7 +55,7 @@ def finder(settings: Settings) -> Callable[[str, str], Seat | None]:
         if not token or not re.fullmatch(r"[\w][\w.-]{0,63}", site) or not (root / site).is_dir():
             return None
         found = database(root / site)
-        annotator = annotator_of(found, token)
+        annotator = annotator_of(found, token) or also(site, token)
         return (annotator and Seat(site, annotator, found)) or None
 
     return find

@@ -1,5 +1,6 @@
 """The desk's addresses: the page, sheets and votes, pictures, labels in and out. All of them want the site's token."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,10 +47,10 @@ def keys_of(classes: tuple[str, ...]) -> list[str]:
     return [keys[i] if i < len(keys) else "" for i in range(len(classes))]
 
 
-def create_router(settings: Settings) -> APIRouter:
-    """The desk of every site of these settings."""
+def create_router(settings: Settings, also: Callable[[str, str], str | None]) -> APIRouter:
+    """The desk of every site of these settings. also: see `entry.finder`."""
     router, task = APIRouter(prefix="/desk"), settings.task
-    find = entry.finder(settings)
+    find = entry.finder(settings, also)
     Seated = Annotated[Seat, Depends(entry.seated(find))]
     here = Path(__file__).parent
 

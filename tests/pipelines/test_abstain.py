@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from live_service import Serving, register_weights, serving, settings_in
-from pipelines.federated.site_tables import ITEMS
 
 from models.digits import TASK
 from models.images import Images, encode_png
@@ -21,6 +20,7 @@ from monitoring.database import PREDICTIONS
 from monitoring.traffic import TrafficLog
 from pipelines import abstentions, release
 from pipelines.abstain import COLUMNS, MINIMUM_ROWS, Limits, calibrate, limits_of, reasons
+from pipelines.federated.site_tables import ITEMS, open_database
 from pipelines.federated.store import SiteStore
 from pipelines.federated.votes import settle
 from pipelines.settings import Settings
@@ -102,7 +102,7 @@ def house(traffic: CameraTraffic, tmp_path_factory: pytest.TempPathFactory, empt
     made = settings_in(folder, empty_registry)
     made.labels.annotator = "desk"
     np.savez(folder / "summary.npz", centroids=traffic.centroids)
-    made.serving.abstain_queue = 3
+    made.service.abstain_queue = 3
     task = made.task
     register_weights(made, task.build_model().state_dict(), "one", {}, folder / "summary.npz")
     for site in traffic.sites:

@@ -229,7 +229,7 @@ def test_bad_input_is_refused_with_a_sentence_and_makes_no_case(house: House, na
     before = live(house.log.engine)
     answer = send(house)
     assert answer.status_code == status, answer.text
-    assert set(answer.json()["error"]) == {"code", "message"}
+    assert set(answer.json()["error"]) == {"code", "message", "request_id"}
     assert answer.json()["error"]["code"] == code
     assert fragment in answer.json()["error"]["message"]
     assert "Traceback" not in answer.text
