@@ -58,7 +58,8 @@ def answers(task: Task, many: bool = False) -> dict[int | str, dict[str, Any]]:
     share = round(0.3 / max(1, len(task.classes) - 1), 6)
     one = {
         "prediction_id": "b0f3…", "request_id": "scan-17", "prediction": 0, "class": task.classes[0],
-        "abstained": None, "confidence": 0.7, "probabilities": [0.7] + [share] * (len(task.classes) - 1), "model_version": 3,
+        "abstained": None, "confidence": 0.7,
+        "probabilities": [0.7] + [share] * (len(task.classes) - 1), "model_version": 3,
     }  # fmt: skip
     return ok({"predictions": [one]} if many else one)
 
