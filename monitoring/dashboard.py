@@ -247,7 +247,7 @@ def _panels(model_name: str, sites: Sequence[str], classes: Sequence[str], error
 
     text = (
         "A window is odd when two columns pass 1, their threshold, or one passes 3. "
-        "Two odd windows of three raise the alarm."
+        "The alarm adds up the evidence of many windows: see `alarm` in the settings."
     )
     panels: list[DashboardPanelPlot] = [text_panel(title=f"Live traffic of {model_name}", description=text)]
     half(counter_panel, "Rows in the last window", lines("rows", [OVERALL], OVERALL, "rows"))

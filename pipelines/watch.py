@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from models.embedding import nearest_centroid
 from models.errors import FedloopError
 from models.images import decode_png
-from monitoring import alarm, deciding, drift, performance
+from monitoring import alarm, asked, deciding, drift, performance
 from monitoring.dashboard import PERFORMANCE, Dashboard, Figure, figures_of
 from monitoring.database import LABELS, PREDICTIONS, WINDOWS
 from monitoring.drift import COLUMNS, OVERALL, DriftPolicy, ScopeDrift
@@ -94,6 +94,7 @@ def look(settings: Settings, limit: int = 20, now: float | None = None) -> list[
             if report is not None:
                 reports.append(report)
         _late_labels(watcher)
+        asked.settle(log, settings.alarm, now)
         if reports:
             watcher.dashboard.retain(settings.drift.keep_reports, settings.drift.keep_full)
         return reports
