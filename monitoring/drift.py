@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from models.quality import QUALITY_COLUMNS
-from monitoring.bins import Tally, cuts_of, is_numeric, tally
+from monitoring.bins import Cuts, Tally, cuts_of, is_numeric, tally
 
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
@@ -198,6 +198,13 @@ def _shares(*columns: pd.Series) -> list[pd.Series]:
     return [column.value_counts(normalize=True).reindex(labels, fill_value=0.0) for column in columns]
 
 
+def counted(
+    name: str, current: pd.Series, reference: pd.Series, cuts: Cuts, worth: float, policy: DriftPolicy
+) -> Tally:
+    """A column's rows by bin, beside what the reference leads one to expect: what the alarm adds up."""
+    return tally(current, reference, cuts, *policy.weight(name, is_numeric(reference), worth))
+
+
 def compare(
     scope: str,
     current: pd.DataFrame,
@@ -217,7 +224,7 @@ def compare(
         ratio = (value or 0.0) / threshold
         numeric = is_numeric(reference[name])
         cuts = calibration.cuts.get(scope, {}).get(name) or cuts_of(reference[name], policy.bins)
-        bins = tally(current[name], reference[name], cuts, *policy.weight(name, numeric, worth))
+        bins = counted(name, current[name], reference[name], cuts, worth, policy)
         spread = None
         if numeric and len(now) and len(was) and (before := float(np.std(was.to_numpy()))) > SMALLEST_NORM:
             spread = float(np.std(now.to_numpy())) / before
