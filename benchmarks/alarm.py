@@ -164,31 +164,37 @@ def table(delay: Mapping[str, Mapping[str, object]]) -> Table:
     return shown
 
 
-def plot(found: Mapping[str, object], path: Path) -> None:
+def plot(found: Mapping[str, Any], path: Path) -> None:
     """One row a drift, one mark a method."""
     import matplotlib.pyplot as plt
 
-    delay: Mapping[str, Mapping[str, object]] = found["delay"]  # type: ignore[assignment]
+    delay: Mapping[str, Mapping[str, Any]] = found["delay"]
     drifts = list(delay)[::-1]
-    figure, axis = plt.subplots(figsize=(8.5, 0.36 * len(drifts) + 1.8))
-    marks = {"ours": "o", "evidently": "s", "adwin": "^", "kswin": "v", "page_hinkley": "D"}
-    for offset, (method, mark) in enumerate(marks.items()):
-        values = [delay[d]["ours"] if method == "ours" else delay[d]["peers"].get(method) for d in drifts]  # type: ignore[attr-defined]
-        places = [place + 0.3 - 0.15 * offset for place, value in enumerate(values) if value is not None]
-        colour = {"color": "black", "zorder": 3} if method == "ours" else {"alpha": 0.75}
-        label = {"ours": "fedloop", "page_hinkley": "Page-Hinkley", "evidently": "Evidently's drift share"}
-        axis.plot(
-            [v for v in values if v is not None], places, mark, ms=5, label=label.get(method, method.upper()), **colour
-        )  # type: ignore[arg-type]
-    axis.axvspan(AFTER + 0.5, AFTER + 2, color="0.9")
-    axis.text(AFTER + 1.25, len(drifts) - 0.4, "not at all", ha="center", fontsize=8, color="0.3")
+    figure, axis = plt.subplots(figsize=(9, 0.4 * len(drifts) + 2.2), layout="constrained")
+    marks = {
+        "ours": ("fedloop, its stated level", "o", "black"),
+        "ours_same_way": ("fedloop, level set as for the others", "o", "none"),
+        "evidently": ("Evidently's drift share", "s", None),
+        "adwin": ("ADWIN", "^", None),
+        "kswin": ("KSWIN", "v", None),
+        "page_hinkley": ("Page-Hinkley", "D", None),
+    }
+    for offset, (method, (label, mark, face)) in enumerate(marks.items()):
+        values = [delay[d].get(method, delay[d]["peers"].get(method)) for d in drifts]
+        known = [(value, place + 0.3 - 0.12 * offset) for place, value in enumerate(values) if value is not None]
+        colour = {"mfc": face, "mec": "black", "zorder": 3} if face else {"alpha": 0.75}
+        axis.plot(*zip(*known, strict=True), mark, ls="none", ms=5, label=label, **colour)  # type: ignore[arg-type]
+    axis.axvspan(AFTER + 0.5, AFTER + 1.5, color="0.9")
+    axis.text(AFTER + 1.0, -0.62, "not at all", ha="center", va="bottom", fontsize=7, color="0.3")
+    for place in range(1, len(drifts)):
+        axis.axhline(place - 0.5, color="0.92", lw=0.8)
     axis.set_yticks(range(len(drifts)), [d.replace(".", ": ", 1) for d in drifts], fontsize=8)
+    axis.set_ylim(-0.65, len(drifts) - 0.4)
     axis.set_xlabel(f"windows of {ROWS} rows until the alarm (mean of runs; further left is better)")
     false = f"{found['false']} false alarms of ours in {found['stable_windows']:,} stable windows"
-    axis.set_title(f"How soon does the alarm come?\nAt one false alarm in 1,000 windows; {false}", fontsize=10)
+    axis.set_title(f"How soon does the alarm come, at one false alarm in 1,000 windows? {false}", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=130)
 
 
