@@ -195,17 +195,7 @@ STREAMS: Mapping[str, Stream] = {
             "light-0.02": Drift(light=0.02),
             "light-0.1": Drift(light=0.1),
             "one-site-light-0.1": Drift(light=0.1, at=SITES[:1]),
-            "one-site-light-0.7": Drift(light=0.7, at=SITES[:1]),
             "class-x2": Drift(classes=2.0),
-            "class-x4": Drift(classes=4.0),
-        },
-    ),
-    "retina": Stream(
-        lambda seed: _images("retina", seed),
-        {
-            "light-0.1": Drift(light=0.1),
-            "light-0.3": Drift(light=0.3),
-            "one-site-light-0.3": Drift(light=0.3, at=SITES[:1]),
             "class-x4": Drift(classes=4.0),
         },
     ),
@@ -215,7 +205,6 @@ STREAMS: Mapping[str, Stream] = {
             "demand+0.2sd": Drift(shift=0.2, columns=("nswdemand",)),
             "demand+0.3sd": Drift(shift=0.3, columns=("nswdemand",)),
             "demand+0.5sd": Drift(shift=0.5, columns=("nswdemand",)),
-            "demand+1sd": Drift(shift=1.0, columns=("nswdemand",)),
             "up-x2": Drift(classes=2.0),
             "break": Drift(real=True),
         },
@@ -224,9 +213,16 @@ STREAMS: Mapping[str, Stream] = {
         _gas,
         {
             "one-sensor+0.5sd": Drift(shift=0.5, columns=GAS_SENSORS[:1]),
-            "one-sensor+1sd": Drift(shift=1.0, columns=GAS_SENSORS[:1]),
             "all-sensors+0.3sd": Drift(shift=0.3, columns=GAS_SENSORS),
             "batch-2": Drift(real=True),
+        },
+    ),
+    "retina": Stream(
+        lambda seed: _images("retina", seed),
+        {
+            "light-0.1": Drift(light=0.1),
+            "one-site-light-0.3": Drift(light=0.3, at=SITES[:1]),
+            "class-x4": Drift(classes=4.0),
         },
     ),
 }

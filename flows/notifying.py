@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import threading
+from contextvars import copy_context
 
 from models.errors import BadInput
 from monitoring import notify
@@ -32,7 +33,7 @@ def tell(settings: Settings, patience_s: float = 15.0) -> list[str]:
         except Exception as error:
             LOG.warning("decisions could not be told: %s: %s", type(error).__name__, error)
 
-    thread = threading.Thread(target=work, name="notify", daemon=True)
+    thread = threading.Thread(target=copy_context().run, args=(work,), name="notify", daemon=True)
     thread.start()
     thread.join(patience_s)
     return failed

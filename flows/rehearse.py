@@ -83,7 +83,8 @@ class Rehearsal:
             with self.timed("dark traffic"):
                 self.send("dark", self.data.live, self.rows, f"dark-{number}")
             self.watch()
-            decided = [one for one in alarm.decisions(self.log.engine) if one.created_at >= self.moments.drift]
+            newer = [one for one in alarm.decisions(self.log.engine) if one.created_at >= self.moments.drift]
+            decided = [one for one in newer if one.answer == "retrain"]
             if decided:
                 self.moments.alarm = decided[-1].created_at
                 evidence = str(decided[-1].evidence.get("sentence", ""))

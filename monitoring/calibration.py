@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from monitoring.bins import Cuts, cuts_of, is_numeric
-from monitoring.drift import OVERALL, SMALLEST_NORM, DriftPolicy, Floats, jensen_shannon
+from monitoring.distance import SMALLEST_NORM, Floats, jensen_shannon
+from monitoring.drift import OVERALL, DriftPolicy
 
 _TAIL = 0.9  # quantile above which the tail of the bootstrap is taken as exponential
 

@@ -47,16 +47,9 @@ def detect(windows: Sequence[Window], policy: AlarmPolicy) -> Evidence:
     """What the windows, oldest first and of one model version, say together."""
     found: list[ScopeEvidence] = []
     for period, part in _by_period(windows, policy.schedule):
-        if period is not None and period.windows == "ignored":
-            continue
-        learnt = policy.schedule_windows if period is not None else 0
-        scopes = sorted({scope for window in part for scope in window["evidence"].get("scopes", {})})
-        sites = max(1, sum(scope != OVERALL for scope in scopes))
-        for scope in scopes:
-            share = 0.5 if scope == OVERALL else 0.5 / sites
-            judged = [w for w in part if scope in w["evidence"].get("scopes", {})]
-            if (one := _scope(scope, judged, share, learnt, policy.persistence)) is not None:
-                found.append(one)
+        if period is None or period.windows == "apart":
+            learnt = policy.schedule_windows if period is not None else 0
+            found += _scopes(part, learnt, policy.persistence)
     found.sort(key=lambda one: -one.log_evidence)
     total = float(np.logaddexp.reduce([one.log_evidence for one in found])) if found else -np.inf
     loud = [one for one in found if one.log_evidence > policy.log_level - np.log(10.0)]
@@ -77,50 +70,78 @@ def _by_period(windows: Sequence[Window], schedule: Sequence[Period]) -> list[tu
     return list(parts.values())
 
 
-def _scope(scope: str, windows: Sequence[Window], share: float, learnt: int, persistence: int) -> ScopeEvidence | None:
-    """The evidence of a scope's columns. learnt: so many first windows are the reference of the later ones."""
-    tallies = [_tallies(window, scope) for window in windows]
-    names = sorted({name for each in tallies for name in each})
-    if len(windows) <= learnt or not names:
-        return None
-    since = np.full((len(names), len(windows)), -np.inf)
-    for row, name in enumerate(names):
-        there = [place for place, each in enumerate(tallies) if name in each]
-        column = _binned([tallies[place][name] for place in there], learnt)
-        if column is not None:
-            since[row, there[learnt:]] = log_since(column, persistence)
-    each_start = np.logaddexp.reduce(since, axis=0) - np.log(len(names))
-    if not np.isfinite(each_start).any():
-        return None
-    start = int(np.argmax(each_start))
-    loud = sorted(((float(since[row, start]), name) for row, name in enumerate(names)), reverse=True)
-    columns = {name: value for value, name in loud if value > _SPEAKS} or {loud[0][1]: loud[0][0]}
-    total = float(np.logaddexp.reduce(each_start)) + np.log(share)
-    return ScopeEvidence(scope, total, int(windows[start]["window"]), columns)
+def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[ScopeEvidence]:
+    """Every scope's evidence. learnt: so many first windows of each are the reference of the later ones."""
+    columns: dict[tuple[str, str], _Column] = {}
+    for place, window in enumerate(windows):
+        for scope, seen in window["evidence"].get("scopes", {}).items():
+            for name, told in seen["columns"].items():
+                if told.get("tally"):
+                    columns.setdefault((scope, name), _Column([], [])).add(place, told["tally"])
+    since = _since({key: one for key, one in columns.items() if len(one.places) > learnt}, learnt, persistence)
+    scopes = sorted({scope for scope, _ in since})
+    sites = max(1, sum(scope != OVERALL for scope in scopes))
+    found = []
+    for scope in scopes:
+        own = {name: values for (where, name), values in since.items() if where == scope}
+        starts = sorted({place for values in own.values() for place in values})
+        if not starts:
+            continue
+        table = np.array([[values.get(place, -np.inf) for place in starts] for values in own.values()])
+        each_start = np.logaddexp.reduce(table, axis=0) - np.log(len(own))
+        start = int(np.argmax(each_start))
+        loud = sorted(zip(table[:, start].tolist(), own, strict=True), reverse=True)
+        speaking = {name: value for value, name in loud if value > _SPEAKS} or {loud[0][1]: loud[0][0]}
+        share = 0.5 if scope == OVERALL else 0.5 / sites
+        total = float(np.logaddexp.reduce(each_start) + np.log(share))
+        found.append(ScopeEvidence(scope, total, int(windows[starts[start]]["window"]), speaking))
+    return found
 
 
 _SPEAKS = np.log(20.0)  # evidence from which a column is said to have changed, once its scope has
 
 
-def _tallies(window: Window, scope: str) -> dict[str, Mapping[str, Any]]:
-    columns = window["evidence"]["scopes"][scope]["columns"]
-    return {name: column["tally"] for name, column in columns.items() if column.get("tally")}
+@dataclass
+class _Column:
+    """The tallies of one column of a scope, and which windows they are of; its newest number of bins counts."""
+
+    places: list[int]
+    tallies: list[Mapping[str, Any]]
+
+    def add(self, place: int, tally: Mapping[str, Any]) -> None:
+        if self.tallies and len(self.tallies[-1]["counts"]) != len(tally["counts"]):
+            self.places, self.tallies = [], []
+        self.places.append(place)
+        self.tallies.append(tally)
 
 
-def _binned(tallies: Sequence[Mapping[str, Any]], learnt: int) -> Binned | None:
-    """The windows after the first `learnt` ones, which take the reference's place."""
-    if len(tallies) <= learnt:
-        return None
-    newest = tallies[-1]
-    bins = len(newest["counts"])
-    same = [each for each in tallies if len(each["counts"]) == bins]
-    if len(same) != len(tallies):
-        return None
-    counts: NDArray[np.float64] = np.array([each["counts"] for each in tallies], dtype=np.float64)
-    expected = np.array([each["expected"] for each in tallies], dtype=np.float64)
-    worth = np.array([min(each["worth"], newest["limit"]) for each in tallies], dtype=np.float64)
-    if learnt:
-        first, counts = counts[:learnt].sum(axis=0), counts[learnt:]
-        expected = np.tile(first / max(first.sum(), 1.0), (len(counts), 1))
-        worth = np.full(len(counts), float(first.sum()))
-    return Binned(counts, expected, worth, float(newest["limit"]), bool(newest["ordered"]))
+def _since(
+    columns: Mapping[tuple[str, str], _Column], learnt: int, persistence: int
+) -> dict[tuple[str, str], dict[int, float]]:
+    """Of every column the evidence by the window since which it speaks. Alike ones are computed together."""
+    alike: dict[tuple[Any, ...], list[tuple[str, str]]] = {}
+    for key, one in columns.items():
+        shape = (len(one.places), len(one.tallies[-1]["counts"]), one.tallies[-1]["ordered"])
+        alike.setdefault(shape, []).append(key)
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for (_, _, ordered), keys in alike.items():
+        tallies = [columns[key].tallies for key in keys]
+
+        def of(field: str, tallies: list[list[Mapping[str, Any]]] = tallies) -> NDArray[np.float64]:
+            return np.array([[each[field] for each in own] for own in tallies], dtype=np.float64)
+
+        counts, expected, limit = of("counts"), of("expected"), of("limit")[:, -1]
+        worth = np.minimum(of("worth"), limit[:, None])
+        if learnt:
+            first, counts = counts[:, :learnt].sum(axis=1), counts[:, learnt:]
+            rows = np.maximum(first.sum(axis=1), 1.0)
+            expected = np.broadcast_to((first / rows[:, None])[:, None, :], counts.shape)
+            worth = np.broadcast_to(rows[:, None], counts.shape[:2])
+        values = log_since(Binned(counts, expected, worth, limit, bool(ordered)), persistence)
+        for key, row in zip(keys, values, strict=True):
+            found[key] = {
+                place: float(value)
+                for place, value in zip(columns[key].places[learnt:], row, strict=True)
+                if np.isfinite(value)
+            }
+    return found

@@ -3,10 +3,8 @@
 In: a window's rows and, per site, the reference rows of the model version that served them. Out: for the whole window
 and for each site how far every column moved, against which threshold, and whether that makes the window odd.
 
-Numeric columns are compared by the Wasserstein distance in units of the reference's standard deviation, the
-predicted class and the band of its confidence by the Jensen-Shannon distance: the figures of Evidently's methods of
-these names, computed here with scipy so that a look at every site costs milliseconds. The thresholds come from the
-reference itself (calibration.py).
+The distances are those of distance.py, the thresholds come from the reference itself (calibration.py). For the alarm,
+which adds up evidence over windows, every column is also counted by bins (bins.py).
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from models.quality import QUALITY_COLUMNS
-from monitoring.bins import Tally, cuts_of, is_numeric, tally
+from monitoring.bins import Cuts, Tally, cuts_of, is_numeric, tally
+from monitoring.distance import SMALLEST_NORM, Floats, distance, method_of, shares
 
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
@@ -40,8 +38,6 @@ CONFIDENCE_BANDS = (0.5, 0.7, 0.9, 0.99)
 deviation a handful of hard pictures at one site would weigh more than darkness."""
 OVERALL = "overall"
 _KINDS = {"prediction": "predictions of", "confidence": "confidences"}
-Floats = NDArray[np.float64]
-SMALLEST_NORM = 0.001  # Evidently's own floor under the standard deviation
 _NO_ALARM = 10.0
 """A logarithm of evidence about as large as an alarm's level with its correction for many columns and sites."""
 
@@ -167,35 +163,11 @@ def mixed_reference(
     return pd.concat(parts, ignore_index=True), 1.0 / variance
 
 
-def method_of(reference: pd.Series) -> str:
-    """Evidently's name for the distance of such a column."""
-    return "wasserstein" if is_numeric(reference) else "jensenshannon"
-
-
-def distance(reference: pd.Series, current: pd.Series) -> float:
-    """The distance of two columns without missing values, equal to Evidently's of the same method."""
-    if not is_numeric(reference):
-        was, now = _shares(reference, current)
-        return float(jensen_shannon(now.to_numpy(), was.to_numpy()))
-    from scipy.stats import wasserstein_distance
-
-    norm = max(float(np.std(reference.to_numpy())), SMALLEST_NORM)
-    return float(wasserstein_distance(reference.to_numpy(), current.to_numpy())) / norm
-
-
-def jensen_shannon(now: Floats, was: Floats) -> Floats:
-    """The distances [...] of shares [..., classes]. Scipy's is NaN where two differ by a rounding error."""
-    from scipy.special import rel_entr
-
-    middle = (now + was) / 2.0
-    divergence = rel_entr(now, middle).sum(axis=-1) + rel_entr(was, middle).sum(axis=-1)
-    return np.asarray(np.sqrt(np.maximum(divergence, 0.0) / 2.0))
-
-
-def _shares(*columns: pd.Series) -> list[pd.Series]:
-    """The share of every class in each column, all in the same order."""
-    labels = sorted({label for column in columns for label in column})
-    return [column.value_counts(normalize=True).reindex(labels, fill_value=0.0) for column in columns]
+def counted(
+    name: str, current: pd.Series, reference: pd.Series, cuts: Cuts, worth: float, policy: DriftPolicy
+) -> Tally:
+    """A column's rows by bin, beside what the reference leads one to expect: what the alarm adds up."""
+    return tally(current, reference, cuts, *policy.weight(name, is_numeric(reference), worth))
 
 
 def compare(
@@ -217,7 +189,7 @@ def compare(
         ratio = (value or 0.0) / threshold
         numeric = is_numeric(reference[name])
         cuts = calibration.cuts.get(scope, {}).get(name) or cuts_of(reference[name], policy.bins)
-        bins = tally(current[name], reference[name], cuts, *policy.weight(name, numeric, worth))
+        bins = counted(name, current[name], reference[name], cuts, worth, policy)
         spread = None
         if numeric and len(now) and len(was) and (before := float(np.std(was.to_numpy()))) > SMALLEST_NORM:
             spread = float(np.std(now.to_numpy())) / before
@@ -241,7 +213,7 @@ def _in_words(column: str, was: pd.Series, now: pd.Series) -> tuple[str, float, 
     if not len(was) or not len(now):
         return column.replace("_", " "), 0.0, 0.0
     if not is_numeric(was):
-        before, after = _shares(was, now)
+        before, after = shares(was, now)
         most = str((after - before).abs().idxmax())
         kind = _KINDS.get(column, column.replace("_", " "))
         return f"the share of {kind} {most}", float(before[most]), float(after[most])

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -100,7 +101,9 @@ def deliver(
         return failed
 
     with ThreadPoolExecutor(len(ways)) as pool:
-        failures = [sentence for each in pool.map(one_channel, ways) for sentence in each]
+        # With the caller's context, in which Prefect keeps where its server is.
+        running = [pool.submit(copy_context().run, one_channel, name) for name in ways]
+        failures = [sentence for each in running for sentence in each.result()]
     for sentence in failures:
         LOG.warning("%s", sentence)
     return failures

@@ -18,6 +18,7 @@ Severity = Literal["notice", "warning", "critical"]
 _ANSWERS = ("prediction", "confidence")  # columns that say what the model made of its input
 _MISSING = 0.5  # share of unusable values from which a camera is called broken
 _CONSTANT = 0.01  # standard deviation, in units of the reference's, below which a column is called constant
+_ONLY_NOISE = 1.03  # contrast by noise: 1.0 in the dark, 1.06 and more where a tenth of the light is left
 _DARK, _BRIGHT = 0.01, 0.99  # mean brightness below or above which no picture shows anything
 _MANY = 3.0  # times its threshold: a column that is so far off, everywhere, is critical
 
@@ -51,7 +52,7 @@ class Cause:
 
 
 def _broken(facts: Facts) -> bool:
-    return any(_is_broken(name, column) for scope in facts.newest for name, column in scope.items())
+    return any(_only_noise(scope) or any(_is_broken(*each) for each in scope.items()) for scope in facts.newest)
 
 
 def _is_broken(name: str, column: Mapping[str, Any]) -> bool:
@@ -63,6 +64,14 @@ def _is_broken(name: str, column: Mapping[str, Any]) -> bool:
     if column.get("spread") is not None and column["spread"] <= _CONSTANT:
         return True
     return name == "brightness" and not _DARK < column["now"] < _BRIGHT
+
+
+def _only_noise(scope: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Pictures whose whole contrast is noise, as with the cap on the lens."""
+    if not {"contrast", "noise"} <= set(scope):
+        return False
+    noise = float(scope["noise"]["now"])
+    return noise > 0.0 and float(scope["contrast"]["now"]) <= _ONLY_NOISE * noise
 
 
 def _answers_alone(facts: Facts) -> bool:
@@ -81,16 +90,10 @@ RULES: tuple[tuple[Callable[[Facts], bool], Cause], ...] = (
         Cause("doubt", "labels", "the model doubts inputs that look the same; labels would tell"),
     ),
     (
-        lambda facts: (
-            facts.speaks(*QUALITY_COLUMNS) >= facts.speaks("embedding_distance") > 0
-            or (facts.speaks(*QUALITY_COLUMNS) > 0 and facts.speaks("embedding_distance") == 0)
-        ),
+        lambda facts: facts.speaks(*QUALITY_COLUMNS) > facts.speaks("embedding_distance"),
         Cause("light", "retrain", "camera or lighting"),
     ),
-    (
-        lambda facts: facts.speaks("embedding_distance") > 0,
-        Cause("content", "retrain", "pictures of another kind"),
-    ),
+    (lambda facts: facts.speaks("embedding_distance") > 0, Cause("content", "retrain", "pictures of another kind")),
     (lambda facts: True, Cause("inputs", "retrain", "the inputs have changed")),
 )
 SILENCE = Cause("silence", "person", "its line or its sender may be down")

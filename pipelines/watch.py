@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from monitoring import alarm, deciding, health, silence
+from monitoring import alarm, asked, deciding, health, silence
 from monitoring.dashboard import Dashboard
 from monitoring.database import WINDOWS
 from monitoring.drift import OVERALL, DriftPolicy
@@ -75,6 +75,7 @@ def look(settings: Settings, limit: int = 20, now: float | None = None) -> list[
             if report is not None:
                 reports.append(report)
         late_labels(watcher)
+        asked.settle(log, settings.alarm, now)
         moment = time.time() if now is None else now
         silence.listen(log.engine, watcher.habit, settings.monitors, moment)
         show_morning(watcher, moment)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring.calibration import Calibration, calibrate
+from monitoring.distance import distance, method_of
 from monitoring.drift import (
     COLUMNS,
     OVERALL,
@@ -17,9 +18,7 @@ from monitoring.drift import (
     ScopeDrift,
     clean,
     compare,
-    distance,
     is_odd,
-    method_of,
     mixed_reference,
     report,
 )

@@ -4,14 +4,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitoring.evidence import Binned, log_since
+from monitoring import evidence
+from monitoring.evidence import Binned
 
 SHARES = np.array([0.2, 0.3, 0.3, 0.2, 0.0])
 
 
 def column(counts: np.ndarray, worth: float = 100.0, limit: float = 2000.0, ordered: bool = True) -> Binned:
     windows = len(counts)
-    return Binned(counts.astype(float), np.tile(SHARES, (windows, 1)), np.full(windows, worth), limit, ordered)
+    expected, rows = np.tile(SHARES, (1, windows, 1)), np.full((1, windows), worth)
+    return Binned(counts[None].astype(float), expected, rows, np.array([limit]), ordered)
+
+
+def log_since(column: Binned, persistence: int) -> np.ndarray:
+    """Of one column."""
+    return evidence.log_since(column, persistence)[0]
 
 
 def stable(rng: np.random.Generator, windows: int, rows: int = 50, worth: float = 100.0) -> np.ndarray:
@@ -78,8 +85,11 @@ def test_a_change_is_at_least_as_old_as_it_has_to_be(seed: int, persistence: int
 def test_the_order_of_classes_does_not_matter(order: list[int], seed: int) -> None:
     counts = np.random.default_rng(seed).multinomial(80, [0.1, 0.5, 0.2, 0.2, 0.0], size=5)
     place = [*order, 4]
-    mixed = Binned(counts[:, place].astype(float), np.tile(SHARES[place], (5, 1)), np.full(5, 90.0), 900.0, False)
-    np.testing.assert_allclose(log_since(column(counts, 90.0, 900.0, False), 2), log_since(mixed, 2))
+    here = Binned(
+        counts[None][..., place].astype(float), np.tile(SHARES[place], (1, 5, 1)), np.full((1, 5), 90.0),
+        np.array([900.0]), False,
+    )  # fmt: skip
+    np.testing.assert_allclose(log_since(column(counts, 90.0, 900.0, False), 2), log_since(here, 2))
 
 
 def test_a_column_without_any_value_and_empty_windows_are_no_error() -> None:
@@ -87,3 +97,11 @@ def test_a_column_without_any_value_and_empty_windows_are_no_error() -> None:
     assert (log_since(column(empty), 1) <= 0.0).all()
     missing = np.tile([0, 0, 0, 0, 100], (3, 1))
     assert log_since(column(missing), 2).max() > np.log(1000)
+
+
+def test_columns_together_have_the_evidence_that_each_has_alone() -> None:
+    rng = np.random.default_rng(5)
+    columns = [column(rng.multinomial(90, [0.3, 0.3, 0.2, 0.2, 0.0], size=7), worth) for worth in (20.0, 300.0)]
+    parts = [np.concatenate([getattr(c, field) for c in columns]) for field in ("counts", "expected", "worth", "limit")]
+    both = evidence.log_since(Binned(parts[0], parts[1], parts[2], parts[3], True), 2)
+    np.testing.assert_allclose(both, [log_since(each, 2) for each in columns])

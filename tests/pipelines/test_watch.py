@@ -88,6 +88,16 @@ def test_darkness_at_one_site_is_seen_and_named(
         house.log.close()
 
 
+def test_a_capped_lens_pages_a_person_and_starts_no_retraining(house: House) -> None:
+    house.traffic.send(house.log, 200, dark=1.0, at_sites=["site-4"])
+    house.look()
+    (decision,) = alarm.decisions(house.log.engine)
+    assert (decision.cause, decision.state, decision.evidence["sites"]) == (alarm.BROKEN, "paged", ["site-4"])
+    house.traffic.send(house.log, 400, dark=1.0, at_sites=["site-4"])
+    house.look()
+    assert watch.ready(house.settings) == []
+
+
 def test_a_look_that_died_between_report_and_row_is_repeated_and_shows_nothing_twice(house: House) -> None:
     house.traffic.send(house.log, 100, dark=0.7)
     (first,) = house.look()
