@@ -7,6 +7,7 @@ windows of them as data frames. Rows are appended and never changed, so a window
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,20 @@ class TrafficLog:
         """
         with self.engine.connect() as connection:
             return read(connection, from_seq, to_seq, *where)
+
+    def labelled(self, windows: Sequence[tuple[int, int]]) -> list[int]:
+        """How many predictions of each window [from_seq, to_seq) have a label.
+
+        One run over the span of the windows, whose ends are constants: joined with WINDOWS, PostgreSQL reads the log.
+        """
+        if not windows:
+            return []
+        seq = PREDICTIONS.c.seq
+        inside = (seq >= min(low for low, _ in windows)) & (seq < max(high for _, high in windows))
+        said = sa.exists().where(LABELS.c.prediction_id == PREDICTIONS.c.prediction_id)
+        with self.engine.connect() as connection:
+            found = list(connection.execute(sa.select(seq).where(inside, said).order_by(seq)).scalars())
+        return [bisect_left(found, high) - bisect_left(found, low) for low, high in windows]
 
     def image(self, image_hash: str) -> bytes:
         """The PNG of that name; see `pictures.read`."""

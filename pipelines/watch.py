@@ -23,7 +23,7 @@ from models.errors import FedloopError
 from models.images import decode_png
 from monitoring import alarm, drift, performance
 from monitoring.dashboard import PERFORMANCE, Dashboard, Figure, figures_of
-from monitoring.database import LABELS, PREDICTIONS, WINDOWS
+from monitoring.database import WINDOWS
 from monitoring.drift import COLUMNS, OVERALL, DriftPolicy, ScopeDrift
 from monitoring.traffic import TrafficLog
 from pipelines.diagnose import errors_told
@@ -302,20 +302,14 @@ def _show_performance(watcher: Watcher, rows: pd.DataFrame, metadata: Mapping[st
 
 def _late_labels(watcher: Watcher) -> None:
     """Draw the accuracy of the last windows anew where labels have come since."""
-    w, p = WINDOWS.c, PREDICTIONS.c
-    last = sa.select(w.from_seq, w.to_seq, w.model_version).order_by(w.window.desc()).limit(LABELS_MAY_TAKE).subquery()
-    counted = (
-        sa.select(last, sa.func.count(sa.distinct(p.prediction_id)).label("labels"))
-        .join(PREDICTIONS, sa.and_(p.seq >= last.c.from_seq, p.seq < last.c.to_seq))
-        .join(LABELS, LABELS.c.prediction_id == p.prediction_id)
-        .group_by(last.c.from_seq, last.c.to_seq, last.c.model_version)
-        .order_by(last.c.from_seq)
-    )
+    w = WINDOWS.c
+    last = sa.select(w.from_seq, w.to_seq, w.model_version).order_by(w.window.desc()).limit(LABELS_MAY_TAKE)
     with watcher.log.engine.connect() as connection:
-        found = connection.execute(counted).all()
-    for window in found:
+        found = connection.execute(last).all()[::-1]
+    counts = watcher.log.labelled([(window.from_seq, window.to_seq) for window in found])
+    for window, labels in zip(found, counts, strict=True):
         shown = watcher.dashboard.metadata(window.from_seq, PERFORMANCE)
-        if shown.get("labels") != str(window.labels):
+        if labels and shown.get("labels") != str(labels):
             metadata = {"from_seq": str(window.from_seq), "to_seq": str(window.to_seq)}
             metadata["version"] = str(window.model_version)
             _show_performance(watcher, watcher.log.between(window.from_seq, window.to_seq), metadata)
