@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,36 +47,31 @@ WINDOW = 250
 SIZES = {"short": 10_000, "long": 1_000_000}
 REPEATS = 12
 LATER = START + 1e9
-_BULK = 20_000
+BLOCK = 2000
 
 
 def fill(settings: Settings, rows: int, unseen: int, traffic: CameraTraffic) -> TrafficLog:
     """A log of so many rows, all but the last `unseen` of which are reported, and a dashboard that shows it."""
     traffic.install(settings)
     log = TrafficLog.open(settings.database_url, settings.images)
-    traffic.send(log, 2000, labels=False)
-    block = log.between(0, 10**9).to_dict("records")
-    with log.engine.begin() as connection:
-        connection.execute(sa.delete(PREDICTIONS))
-    names = [c.name for c in PREDICTIONS.columns if c.name not in ("seq", "prediction_id", "at", "logged_at")]
-    for start in range(0, rows, _BULK):
-        made = []
-        for number in range(start, min(rows, start + _BULK)):
-            row = {name: block[number % 2000][name] for name in names}
-            row |= {"prediction_id": str(uuid.uuid5(uuid.NAMESPACE_OID, str(number))), "at": START + number}
-            made.append(row | {"logged_at": START + number, "picture_bytes": int(row["picture_bytes"])})
-        said = [
-            {name: row[name] for name in ("prediction_id", "at")} | {"source": "clinic", "label": row["prediction"]}
-            for row in made[::10]
-        ]
+    traffic.send(log, BLOCK)
+    p, block = PREDICTIONS.c, PREDICTIONS.alias().c
+    first, lite = log.first_seq(), log.engine.dialect.name == "sqlite"
+    fresh = sa.func.hex(sa.func.randomblob(16)) if lite else sa.cast(sa.func.gen_random_uuid(), sa.String)
+    same = [column.name for column in p if column.name not in ("seq", "prediction_id", "at", "logged_at")]
+    for start in range(BLOCK, rows, BLOCK):
+        made = {"prediction_id": fresh, "at": block.at + start, "logged_at": block.logged_at + start}
+        values = made | {name: block[name] for name in same}
+        again = sa.select(*values.values()).where(block.seq < first + BLOCK).order_by(block.seq)
         with log.engine.begin() as connection:
-            connection.execute(sa.insert(PREDICTIONS), made)
-            connection.execute(sa.insert(LABELS), said)
+            connection.execute(sa.insert(PREDICTIONS).from_select(list(values), again))
+    said = sa.select(p.prediction_id, sa.literal("clinic"), p.prediction, p.at + 60).where(p.seq % 10 == 0)
+    with log.engine.begin() as connection:
+        connection.execute(sa.insert(LABELS).from_select(["prediction_id", "source", "label", "at"], said))
     if log.engine.dialect.name == "postgresql":  # what autovacuum does within a minute
         with log.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM ANALYZE")
     # A first look gives evidence and snapshots like those of every window before it.
-    first = log.first_seq()
     _report(log, [first + rows - unseen - WINDOW], {})
     (seen,) = watch.look(settings, 1, now=LATER)
     with log.engine.begin() as connection:

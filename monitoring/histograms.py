@@ -22,19 +22,17 @@ from numpy.typing import NDArray
 
 from models.binning import Counts, hide_rare
 from monitoring.calibration import tail_quantile
+from monitoring.distance import SMALLEST_NORM, Floats, jensen_shannon
 from monitoring.drift import (
     CATEGORICAL,
     COLUMNS,
     CONFIDENCE_BANDS,
     NUMERIC,
     OVERALL,
-    SMALLEST_NORM,
     ColumnDrift,
     DriftPolicy,
-    Floats,
     ScopeDrift,
     is_odd,
-    jensen_shannon,
 )
 
 Histograms = Mapping[str, Counts]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -181,6 +182,20 @@ class TrafficLog:
         """
         with self.engine.connect() as connection:
             return read(connection, from_seq, to_seq, *where)
+
+    def labelled(self, windows: Sequence[tuple[int, int]]) -> list[int]:
+        """How many predictions of each window [from_seq, to_seq) have a label.
+
+        One run over the span of the windows, whose ends are constants: joined with WINDOWS, PostgreSQL reads the log.
+        """
+        if not windows:
+            return []
+        seq = PREDICTIONS.c.seq
+        inside = (seq >= min(low for low, _ in windows)) & (seq < max(high for _, high in windows))
+        said = sa.exists().where(LABELS.c.prediction_id == PREDICTIONS.c.prediction_id)
+        with self.engine.connect() as connection:
+            found = list(connection.execute(sa.select(seq).where(inside, said).order_by(seq)).scalars())
+        return [bisect_left(found, high) - bisect_left(found, low) for low, high in windows]
 
     def image(self, image_hash: str) -> bytes:
         """The PNG of that name; see `Pictures.read`."""

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from monitoring import drift, performance
 from monitoring.dashboard import Figure, figures_of
-from monitoring.database import LABELS, PREDICTIONS, WINDOWS
+from monitoring.database import WINDOWS
 from monitoring.drift import OVERALL
 from monitoring.label_delay import label_delay
 from monitoring.morning import Morning, how_things_stand, moment
@@ -90,20 +90,14 @@ def _show_performance(
 
 def late_labels(watcher: Watcher) -> None:
     """Draw the accuracy of the last windows anew where labels have come since."""
-    w, p = WINDOWS.c, PREDICTIONS.c
-    last = sa.select(w.from_seq, w.to_seq).order_by(w.window.desc()).limit(LABELS_MAY_TAKE).subquery()
-    counted = (
-        sa.select(last, sa.func.count(sa.distinct(p.prediction_id)).label("labels"))
-        .join(PREDICTIONS, sa.and_(p.seq >= last.c.from_seq, p.seq < last.c.to_seq))
-        .join(LABELS, LABELS.c.prediction_id == p.prediction_id)
-        .group_by(last.c.from_seq, last.c.to_seq)
-        .order_by(last.c.from_seq)
-    )
+    w = WINDOWS.c
+    last = sa.select(w.from_seq, w.to_seq).order_by(w.window.desc()).limit(LABELS_MAY_TAKE)
     with watcher.log.engine.connect() as connection:
-        found = connection.execute(counted).all()
-    for window in found:
+        found = connection.execute(last).all()[::-1]
+    counts = watcher.log.labelled([(window.from_seq, window.to_seq) for window in found])
+    for window, labels in zip(found, counts, strict=True):
         shown = watcher.dashboard.metadata(window.from_seq, PERFORMANCE)
-        if shown.get("labels") == str(window.labels):
+        if not labels or shown.get("labels") == str(labels):
             continue
         told = sa.select(w.model_version, w.evidence["estimate"].label("estimate")).where(w.from_seq == window.from_seq)
         with watcher.log.engine.connect() as connection:
