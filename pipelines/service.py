@@ -30,9 +30,9 @@ from pipelines.desk import router as desk
 from pipelines.serving_batch import Batcher
 from pipelines.serving_beside import Shadow
 from pipelines.serving_door import Door
+from pipelines.serving_follow import ChampionWatcher
 from pipelines.serving_health import VERSION_HEADER, HealthCounter
 from pipelines.serving_metrics import Metrics
-from pipelines.serving_model import ChampionWatcher
 from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImageQuery, ImagesQuery, PredictBody, Refusal, RequestId
 from pipelines.settings import Settings, load_settings
 

@@ -226,7 +226,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("killed_at", range(10))
+@pytest.mark.parametrize("killed_at", range(7))
 @pytest.mark.parametrize("end", ["rolled back", "champion"])
 def test_a_pass_killed_anywhere_and_repeated_ends_where_an_unbroken_one_does(
     settings: Settings, log: TrafficLog, monkeypatch: pytest.MonkeyPatch, killed_at: int, end: str
