@@ -46,8 +46,8 @@ class Done:
 def how_things_stand(engine: sa.Engine) -> Morning:
     """As of the newest window and the last look for silence."""
     w, h = WINDOWS.c, HISTOGRAM_WINDOWS.c
-    newest = sa.select(w.window, w.ended_at, w.model_version, w.evidence).order_by(w.window.desc())
-    counted = sa.select(h.window, h.at.label("ended_at"), h.model_version, h.evidence).order_by(h.window.desc())
+    newest = sa.select(w.window, w.started_at, w.model_version, w.evidence).order_by(w.window.desc())
+    counted = sa.select(h.window, h.at.label("started_at"), h.model_version, h.evidence).order_by(h.window.desc())
     with engine.connect() as connection:
         windows = connection.execute(newest.limit(_WINDOWS_BACK)).all()
         histograms = connection.execute(counted.limit(_WINDOWS_BACK)).all()
@@ -58,7 +58,7 @@ def how_things_stand(engine: sa.Engine) -> Morning:
         unwell = [_amiss(window) for window in seen]
         run = next((length for length, said in enumerate(unwell) if not said), len(unwell))
         if run:
-            sick.append((seen[run - 1].ended_at, f"the last {run} {what}" if run > 1 else f"the last of the {what}"))
+            sick.append((seen[run - 1].started_at, f"the last {run} {what}" if run > 1 else f"the last of the {what}"))
             wrong += [f"{line}, by the sites' histograms" if seen is histograms else line for line in unwell[0]]
     if silences:
         sick.append((silences[0].since, "a site is silent"))
@@ -69,7 +69,7 @@ def how_things_stand(engine: sa.Engine) -> Morning:
     elif windows or histograms:
         seen = windows or histograms
         well = next((length for length, window in enumerate(seen) if _amiss(window)), len(seen))
-        headline = f"Healthy since {moment(seen[well - 1].ended_at)} (the last {well} windows are as expected)"
+        headline = f"Healthy since {moment(seen[well - 1].started_at)} (the last {well} windows are as expected)"
     else:
         headline = "No window of traffic is complete yet"
     return Morning(headline, tuple(wrong), done, version)
@@ -87,11 +87,13 @@ def what_was_done(engine: sa.Engine) -> tuple[Done, ...]:
 
 
 def _decided(row: sa.RowMapping) -> list[Done]:
-    name = f"decision {row['decision']}"
-    why = Done(row["created_at"], f"{name}: {row['evidence'].get('sentence', row['cause'])}")
+    """One line while it is open, two once it is closed."""
+    name, why = f"decision {row['decision']}", row["evidence"].get("sentence", row["cause"])
     states = {"waiting": "waits", "emitted": "is announced", "running": "is being worked on"}
-    now = f"{name} {states.get(row['state'], row['state'])}" + (f": {row['outcome']}" if row["outcome"] else "")
-    return [why, Done(row["updated_at"], now, flow_run_id=row["flow_run_id"])]
+    if (state := states.get(row["state"])) is not None:
+        return [Done(row["created_at"], f"{name} {state}: {why}", flow_run_id=row["flow_run_id"])]
+    closed = Done(row["updated_at"], f"{name} {row['state']}: {row['outcome']}", flow_run_id=row["flow_run_id"])
+    return [closed, Done(row["created_at"], f"{name}: {why}")]
 
 
 def _promoted(row: sa.RowMapping) -> list[Done]:

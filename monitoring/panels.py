@@ -130,7 +130,12 @@ def _answers(sheet: _Sheet, sites: Sequence[str], few: str, classes: Sequence[st
     shares = sheet.lines("predicted share", classes, OVERALL)
     sheet.add(bar_plot_panel, "What does it answer?", "Share of each class.", shares, stacked=True)
     own = sheet.lines("accuracy", sites, PERFORMANCE)
-    sheet.add(line_plot_panel, "How often is it right at each site?", f"By delayed labels.{few}", own)
+    sheet.add(
+        line_plot_panel,
+        "How often is it right at each site?",
+        f"By delayed labels, where a window has ten of a site.{few}",
+        own,
+    )
     expected = [
         sheet.lines(name, [of], PERFORMANCE, word + end)
         for name, word in (("estimated accuracy", "expected"), ("doubtful estimate", "in doubt"))

@@ -60,7 +60,9 @@ def listen(engine: sa.Engine, habit: Habit, policy: MonitorPolicy, now: float) -
         if said:
             silence = Silence(site, last[site][1], now, None, said)
             with engine.begin() as connection:
-                if connection.execute(insert_new(engine, SILENCES), vars(silence)).rowcount == 1:
+                # Not its rowcount, which PostgreSQL's driver does not say here.
+                new = insert_new(engine, SILENCES).returning(SILENCES.c.site)
+                if connection.execute(new, vars(silence)).first() is not None:
                     began.append(silence)
     return began, ended
 

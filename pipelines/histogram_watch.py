@@ -124,10 +124,9 @@ def _turn(
         "evidence": {"scopes": scopes_told(scopes), "notes": notes, "answered": sorted(answers)},
     }
     with log.begin() as connection:
-        if connection.execute(insert_new(log, HISTOGRAM_WINDOWS), row).rowcount != 1:
-            return None  # another monitor was quicker
-        this = sa.select(w.window).where((w.model_version == version) & (w.turn == turn))
-        number = int(connection.execute(this).scalar_one())
+        number = connection.execute(insert_new(log, HISTOGRAM_WINDOWS).returning(w.window), row).scalar_one_or_none()
+    if number is None:
+        return None  # another monitor was quicker
     _show(settings, report, number, now)
     return report
 

@@ -23,6 +23,7 @@ from pipelines.diagnose import errors_told
 from pipelines.judging import LABELS_MAY_TAKE, Judged, Watcher
 from pipelines.settings import Settings
 
+SITE_LABELS = 10  # of a window, below which a site's accuracy is a coin's toss and no point on a line
 MORE = "What was done, with links to the model and the runs: Reports, the newest, 'how things stand'."
 
 
@@ -73,6 +74,8 @@ def _show_performance(
         kind = "estimated accuracy" if not estimated["doubts"] else "doubtful estimate"
         figures = [Figure(kind, name, float(estimated[name])) for name in ("value", "low", "high")]
     for found in performance.accuracies(rows):
+        if found.scope != OVERALL and found.labelled < SITE_LABELS:
+            continue
         figures.append(Figure("accuracy", found.scope, found.value))
         figures.append(Figure("accuracy low", found.scope, found.low))
         figures.append(Figure("accuracy high", found.scope, found.high))

@@ -29,7 +29,8 @@ def evidence(dark: bool = False, quality: str = "") -> dict[str, Any]:
 
 
 def report(connection: sa.Connection, number: int, **kind: Any) -> None:
-    row = {"from_seq": number, "to_seq": number + 1, "rows": 250, "started_at": 0.0, "ended_at": number * HOUR_S}
+    row = {"from_seq": number, "to_seq": number + 1, "rows": 250, "ended_at": (number + 1) * HOUR_S}
+    row["started_at"] = number * HOUR_S
     connection.execute(sa.insert(WINDOWS), row | {"model_version": 2, "odd": 0, "evidence": evidence(**kind)})
 
 
