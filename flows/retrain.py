@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.claims import claimed
 from flows.console import tell_log
-from pipelines import challenger, diagnose, gather, loop, release
+from pipelines import challenger, diagnose, gather, loop, release, steps
 from pipelines.settings import load_settings
 
 # The steps are idempotent by the content of their inputs, so a retry or a second run costs what is really new;
@@ -31,6 +31,9 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
     with claimed(settings, decision) as work:
         if work is None:
             return None
+        if decision is not None and (waits := steps.on_its_way(settings)):
+            work.finish(f"no second version is made: {waits}")
+            return release.champion(settings)
         material = step(gather.gather, name="ingest")(settings, work.from_seq)
         if material.parent is not None and not material.new_rows:
             work.finish("nothing new to learn from; the champion stays")

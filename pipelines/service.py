@@ -35,10 +35,10 @@ from pipelines.serving_access import Access, Caller
 from pipelines.serving_batch import Batcher
 from pipelines.serving_beside import Shadow
 from pipelines.serving_door import Door
+from pipelines.serving_follow import ChampionWatcher
 from pipelines.serving_health import VERSION_HEADER, HealthCounter
 from pipelines.serving_hot import answer, hot
 from pipelines.serving_metrics import Metrics
-from pipelines.serving_model import ChampionWatcher
 from pipelines.serving_wire import IMAGE_TYPES, FeedbackBody, ImagesQuery, Refusal, RequestId, Row
 from pipelines.settings import Settings, load_settings
 

@@ -48,6 +48,13 @@ def begin(settings: Settings, version: int, reason: str) -> str:
     return f"version {version} is in {last.to_step} already"
 
 
+def on_its_way(settings: Settings) -> str | None:
+    """A sentence on the version in shadow or canary, while there is one: it may be the cure of what is wrong."""
+    with release.ledger(settings) as engine:
+        beside = [move for move in moves.standing(engine).values() if move.to_step in BESIDE]
+    return f"version {beside[-1].version} is in {beside[-1].to_step} already" if beside else None
+
+
 def advance(settings: Settings, now: float | None = None) -> list[str]:
     """One pass over the versions that are on their way; returns a sentence for everything that was done.
 
