@@ -92,6 +92,7 @@ def take_in(
 def doubt(
     site: SiteName,
     opinions: Annotated[int, typer.Option(min=1, max=2, help="people that must agree")] = 1,
+    most: Annotated[int, typer.Option(min=1, help="labels at most at once, the least supported first")] = 50,
     task: TaskOption = "digits",
 ) -> None:
     """Put labels that the last labelling or diagnosis suspects to be wrong before others than those who gave them."""
@@ -99,7 +100,7 @@ def doubt(
 
     _, store = _site(task, site)
     doubted = [each.row_id for each in doubts(store)]
-    new = ask_again(store, doubted, opinions)
+    new = ask_again(store, doubted[:most], opinions)
     typer.echo(f"{len(doubted)} labels at {site} are suspected to be wrong; the desk asks anew about {new} of them")
 
 

@@ -16,6 +16,11 @@ let selected = new Set(); // positions
 let cursor = 0;
 let next = null; // promise of the sheet after this one
 let skipped = []; // items left for later
+const WHY = {
+  central: "nearest to the middle of its cluster", near: "near the middle of its cluster", typical: "where most are alike",
+  coverage: "many others are like it", uncertainty: "the model is unsure", margin: "the model wavers between two",
+  drifted: "unlike what was known", random: "drawn at random",
+};
 let counts = null; // the progress that is shown
 let unsaved = 0;
 let chain = Promise.resolve(); // what changes something is sent one after the other
@@ -118,7 +123,7 @@ function show(answer, news = "") {
   const disputed = sheet.items[0].votes.length > 0;
   const count = sheet.items.length === 1 ? "1 picture" : `${sheet.items.length} pictures`;
   $("title").textContent = disputed ? `Two people differ: ${count}` : `Cluster ${sheet.cluster}: ${count}`;
-  $("hint").textContent = disputed ? "You decide. What the two said is written on each." : `Chosen because: ${sheet.reason}`;
+  $("hint").textContent = disputed ? "You decide. What the two said is written on each." : `Chosen because: ${WHY[sheet.reason] || sheet.reason}`;
   tiles = sheet.items.map((each, place) => {
     const tile = element("div", "tile");
     tile.setAttribute("role", "option");
@@ -143,7 +148,7 @@ function show(answer, news = "") {
   const beside = [...sheet.items.map((each) => each.item), ...skipped];
   next = chain.then(() => fetchSheet(beside));
   next.catch(() => {});
-  say(`${news}${$("title").textContent}. ${$("progress").textContent} done.`);
+  say(`${news}${$("title").textContent}.`); // how far all is, the bar says: the last vote may still be on its way
 }
 
 function showEmpty(p) {

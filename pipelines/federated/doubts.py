@@ -19,6 +19,8 @@ from pipelines.federated.queue import DOUBTED, Wanted, enqueue
 from pipelines.federated.site_tables import ANNOTATIONS, DOUBTS, ITEMS, UNREADABLE, writing
 from pipelines.federated.store import SiteStore
 
+_ANSWERED = (ITEMS.c.reason == DOUBTED) & ITEMS.c.label.is_not(None)
+
 
 @dataclass(frozen=True)
 class Doubt:
@@ -39,15 +41,20 @@ def doubt(store: SiteStore, by: Literal["labelling", "diagnosis"], doubted: Sequ
 
 
 def doubts(store: SiteStore) -> list[Doubt]:
-    """Every doubted label that still stands, the least supported first, a row once whoever doubts it."""
+    """Doubted labels that stand as they were and that nobody has looked at since, the least supported first.
+
+    A row is listed once, whoever doubts it.
+    """
     c = DOUBTS.c
     query = sa.select(c.row_id, c.label, c.suggestion, c.support, ANNOTATIONS.c.label.label("now"))
     with store.database.connect() as connection:
         rows = connection.execute(query.outerjoin_from(DOUBTS, ANNOTATIONS, c.row_id == ANNOTATIONS.c.row_id))
         standing = [Doubt(*row[:4]) for row in rows if row.now in (None, row.label)]
+        seen = set(connection.scalars(sa.select(ITEMS.c.row_id).where(_ANSWERED)))
     once: dict[str, Doubt] = {}
     for each in sorted(standing, key=lambda each: (each.support, each.row_id)):
-        once.setdefault(each.row_id, each)
+        if each.row_id not in seen:
+            once.setdefault(each.row_id, each)
     return list(once.values())
 
 
@@ -79,7 +86,7 @@ def second_words(store: SiteStore) -> pd.DataFrame:
 
     A weight of 0 says that nobody can read the row.
     """
-    asked = sa.select(ITEMS.c.row_id, ITEMS.c.label).where(ITEMS.c.reason == DOUBTED, ITEMS.c.label.is_not(None))
+    asked = sa.select(ITEMS.c.row_id, ITEMS.c.label).where(_ANSWERED)
     with store.database.connect() as connection:
         said = dict(connection.execute(asked.order_by(ITEMS.c.item)).tuples().all())
     lines = [(row, max(label, 0), float(label != UNREADABLE), "again") for row, label in said.items()]

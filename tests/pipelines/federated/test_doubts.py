@@ -39,6 +39,9 @@ def test_both_lists_are_read_as_one_the_least_supported_first(site: Site) -> Non
     assert doubts(site.store) == [Doubt(a, 0, 2, 0.1), Doubt(d, 2, 0, 0.2), Doubt(b, 1, 2, 0.3)]
     doubt(site.store, "diagnosis", [Doubt(c, 0, 2, 0.0)])
     assert [each.row_id for each in doubts(site.store)] == [b, a], "c is labelled 2 by now, and the rest was replaced"
+    ask_again(site.store, [b])
+    assert settle(site.store.database, {b: 1}, "ben") == 1
+    assert [each.row_id for each in doubts(site.store)] == [a], "somebody has looked at b, and found it right"
 
 
 def test_a_second_opinion_is_another_persons_and_replaces_the_label_only_once_it_is_settled(site: Site) -> None:
