@@ -1,50 +1,42 @@
-"""When evidence becomes an alarm, and what happens to an alarm's decision until it is dealt with.
+"""What happens to an alarm's decision until it is dealt with.
 
-In: the rows of the reported windows. Out: at most one open row in DECISIONS, with its evidence and a sentence. The
-row is the decision; the event that starts a retraining is only its messenger. The rules are enforced where the row
-is written, in one statement, so that two monitors never make two decisions.
+In: a decision with its evidence, its probable cause and the answer that this calls for. Out: its row in DECISIONS. The
+row is the decision; the event that starts a retraining is only its messenger. The rules are enforced where the row is
+written, in one statement, so that two monitors never make two decisions.
 
-    waiting ──announced──► emitted ──claimed──► running ──► done | failed
-       └───────────claimed───────────────────────▲ │
-       ▲────────────requeued, its run died────────┘
+    retrain   waiting ──announced──► emitted ──claimed──► running ──► done | failed
+                 └───────────claimed───────────────────────▲ │
+                 ▲────────────requeued, its run died────────┘
+    person    paged ──acknowledged──► closed      (a broken camera: until then nothing is retrained)
+    labels    asked ──acknowledged, or the labels have come──► closed
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 import sqlalchemy as sa
-from pydantic import BaseModel, Field, model_validator
 
+from models.errors import BadInput, Missing
 from monitoring.database import DECISIONS, PREDICTIONS, WINDOWS
+from monitoring.policy import AlarmPolicy
 
-OVERALL = "overall"
+Answer = Literal["retrain", "labels", "person"]
+
 PENDING = ("waiting", "emitted")
 OPEN = (*PENDING, "running")
 FINISHED = ("done", "failed")
+UNANSWERED = ("paged", "asked")
+BROKEN = "broken camera"
+"""The cause that forbids retraining until a person has looked: nobody learns from garbage."""
+_FIRST_STATE: Mapping[Answer, str] = {"retrain": "waiting", "person": "paged", "labels": "asked"}
 _DAY_S = 86_400.0
 # PostgreSQL lets two of the conditional inserts below see the same past; deciders take turns.
 _DECIDERS_TURN = sa.text("SELECT pg_advisory_xact_lock(7240312)")
-
-
-class AlarmPolicy(BaseModel):
-    """How many odd windows make an alarm, and how long it then keeps still."""
-
-    odd_windows: int = Field(2, ge=2)
-    of_windows: int = Field(3, ge=2, description="the odd ones must be among this many last windows")
-    cooldown_s: float = Field(1800.0, ge=0, description="silence after the last retraining ended, well or not")
-    per_day: int = Field(4, ge=1, description="decisions for drift in any 24 hours")
-    attempts: int = Field(3, ge=1, description="runs that may die over one decision before it is given up")
-
-    @model_validator(mode="after")
-    def _enough_windows(self) -> AlarmPolicy:
-        if self.of_windows < self.odd_windows:
-            raise ValueError(f"of_windows ({self.of_windows}) must be at least odd_windows ({self.odd_windows})")
-        return self
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,16 @@ class Decision:
     flow_run_id: str | None
     updated_at: float
     outcome: str | None
+
+    @property
+    def answer(self) -> Answer:
+        """What it calls for; decisions of old and those of a schedule say nothing, and are to retrain."""
+        found: Answer = self.evidence.get("answer", "retrain")
+        return found
+
+    @property
+    def severity(self) -> str:
+        return str(self.evidence.get("severity", "warning"))
 
     @property
     def sentence(self) -> str:
@@ -104,36 +106,34 @@ def _read(engine: sa.Engine, condition: sa.ColumnElement[bool]) -> list[Decision
 # -- deciding ---------------------------------------------------------------------------------------------------
 
 
-def decide(
-    engine: sa.Engine, policy: AlarmPolicy, *, label_budget: float | None = None, now: float | None = None
-) -> Decision | None:
-    """Write the decision that the newest windows call for, if they do and the rules allow it.
-
-    An alarm needs `odd_windows` of the last `of_windows` windows to be odd in one and the same scope (overall, or the
-    same site); windows of an older model version, or that an earlier decision has used, do not count.
-    """
-    moment = time.time() if now is None else now
-    evidence = _evidence(_countable(engine, policy), policy)
-    if evidence is None:
-        return None
-    found = record(engine, "drift", evidence | {"label_budget": label_budget}, moment, policy)
-    return next((d for d in _read(engine, DECISIONS.c.decision == found)), None) if found is not None else None
-
-
 def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: float, policy: AlarmPolicy) -> int | None:
-    """Write a decision unless one is open, the cool-down lasts or the day's number is used up; the row's number."""
+    """Write a decision unless the rules bar it; the row's number.
+
+    A retraining is barred while one is open, while the cool-down lasts, when the day's number is used up, and while
+    nobody has acknowledged a broken camera. A page or a request for labels is barred by an open one of the same cause
+    at the same sites.
+    """
+    answer: Answer = evidence.get("answer", "retrain")
     d = DECISIONS.c
-    barred = [
-        sa.exists().where(d.state.in_(OPEN)),
-        sa.exists().where(d.state.in_(FINISHED), d.updated_at > now - policy.cooldown_s),
-        sa.select(sa.func.count()).where(d.cause == "drift", d.created_at > now - _DAY_S).scalar_subquery()
-        >= policy.per_day,
-    ]
+    if answer == "retrain":
+        barred = [
+            sa.exists().where(d.state.in_(OPEN)),
+            sa.exists().where(d.state == "paged", d.cause == BROKEN),
+            sa.exists().where(d.state.in_(FINISHED), d.updated_at > now - policy.cooldown_s),
+            sa.select(sa.func.count()).where(d.cause == "drift", d.created_at > now - _DAY_S).scalar_subquery()
+            >= policy.per_day,
+        ]
+    else:
+        known = decisions(engine)
+        same = [one for one in known if one.state in UNANSWERED and one.cause == cause]
+        if any(one.evidence.get("sites") == evidence.get("sites") for one in same):
+            return None
+        barred = [sa.exists().where(d.decision > max((one.decision for one in known), default=0))]
     row = {
         "cause": sa.literal(cause),
         "evidence": sa.literal(dict(evidence), sa.JSON),
         "created_at": sa.literal(now),
-        "state": sa.literal("waiting"),
+        "state": sa.literal(_FIRST_STATE[answer]),
         "attempts": sa.literal(0),
         "updated_at": sa.literal(now),
     }
@@ -144,85 +144,6 @@ def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: floa
         if connection.execute(statement).rowcount != 1:
             return None
         return int(connection.execute(sa.select(sa.func.max(d.decision))).scalar_one())
-
-
-def _countable(engine: sa.Engine, policy: AlarmPolicy) -> list[sa.RowMapping]:
-    newest = sa.select(WINDOWS).order_by(WINDOWS.c.window.desc()).limit(policy.of_windows)
-    with engine.connect() as connection:
-        found = list(connection.execute(newest).mappings())
-    used = max((int(d.evidence.get("to_seq") or 0) for d in decisions(engine)), default=0)
-    return [w for w in reversed(found) if w["from_seq"] >= used and w["model_version"] == found[0]["model_version"]]
-
-
-def _evidence(candidates: list[sa.RowMapping], policy: AlarmPolicy) -> dict[str, Any] | None:
-    """What the candidates agree on: the scopes that were odd often enough, and in which windows."""
-    odd: dict[str, list[sa.RowMapping]] = {}
-    for window in candidates:
-        for scope, seen in window["evidence"].get("scopes", {}).items():
-            if seen["odd"]:
-                odd.setdefault(scope, []).append(window)
-    agreed = {scope: seen for scope, seen in odd.items() if len(seen) >= policy.odd_windows}
-    if not agreed:
-        return None
-    numbers = {int(w["window"]): w for seen in agreed.values() for w in seen}
-    ordered = [numbers[number] for number in sorted(numbers)]
-    sites = sorted(scope for scope in agreed if scope != OVERALL)
-    watched = sorted({site for w in ordered for site in w["evidence"].get("mix", {})})
-    everywhere = len(sites) == len(watched) or not sites
-    columns = _columns(agreed, [OVERALL] if everywhere and OVERALL in agreed else sites)
-    evidence: dict[str, Any] = {
-        "columns": columns,
-        "scopes": sorted(agreed),
-        "sites": sites,
-        "windows": [int(w["window"]) for w in ordered],
-        "from_seq": int(ordered[0]["from_seq"]),
-        "to_seq": int(ordered[-1]["to_seq"]),
-        "model_version": int(ordered[-1]["model_version"]),
-    }
-    return evidence | {"sentence": _sentence(columns, sites, watched, evidence["windows"])}
-
-
-def _columns(agreed: Mapping[str, Iterable[sa.RowMapping]], scopes: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Per column its worst showing and in how many windows it exceeded its threshold; the worst column first."""
-    worst: dict[str, dict[str, Any]] = {}
-    times: dict[str, set[int]] = {}
-    for scope in scopes:
-        for window in agreed[scope]:
-            for name, column in window["evidence"]["scopes"][scope]["columns"].items():
-                if column["ratio"] <= 1.0:
-                    continue
-                times.setdefault(name, set()).add(int(window["window"]))
-                if name not in worst or column["ratio"] > worst[name]["ratio"]:
-                    worst[name] = dict(column) | {"scope": scope}
-    order = sorted(worst, key=lambda name: -worst[name]["ratio"])
-    return {name: worst[name] | {"times": len(times[name])} for name in order}
-
-
-def _sentence(columns: Mapping[str, Mapping[str, Any]], sites: list[str], watched: list[str], at: list[int]) -> str:
-    """For example: brightness fell from 0.32 to 0.10 (7.1 x its threshold) at all 5 sites in windows 21-22."""
-    first, *others = columns.values()
-    direction = "fell" if first["now"] < first["was"] else "rose"
-    moved = f"{first['what']} {direction} from {first['was']:.2f} to {first['now']:.2f}"
-    if not sites:
-        where = "over all sites together"
-    elif len(sites) == len(watched) and len(sites) > 1:
-        where = f"at all {len(sites)} sites"
-    else:
-        where = f"at {', '.join(sites)}"
-    also = f"; so did {len(others)} more columns" if len(others) > 1 else "; so did one more column" if others else ""
-    when = f"window {at[0]}" if len(at) == 1 else f"windows {_spans(at)}"
-    return f"{moved} ({first['ratio']:.1f} x its threshold) {where} in {when}{also}"
-
-
-def _spans(numbers: list[int]) -> str:
-    """1, 2, 3, 5 as "1-3, 5"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1].append(number)
-        else:
-            spans.append([number])
-    return ", ".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in spans)
 
 
 # -- moving on --------------------------------------------------------------------------------------------------
@@ -253,6 +174,23 @@ def finish(
 ) -> bool:
     """Close a decision that is running; the cool-down starts."""
     return _move(engine, decision, ("running",), {"state": state, "outcome": outcome[:400]}, now)
+
+
+def acknowledge(engine: sa.Engine, decision: int, reason: str, now: float | None = None) -> None:
+    """A person has dealt with a page or a request for labels; reason: what it was.
+
+    Raises:
+        Missing: there is no such decision.
+        BadInput: no reason, or nothing about the decision waits for a person.
+    """
+    if not reason.strip():
+        raise BadInput(f"decision {decision}: say with --reason what it was; the next one who looks will want to know")
+    if _move(engine, decision, UNANSWERED, {"state": "closed", "outcome": reason.strip()[:400]}, now):
+        return
+    found = next(iter(_read(engine, DECISIONS.c.decision == decision)), None)
+    if found is None:
+        raise Missing(f"there is no decision {decision}; `fedloop alarms list` shows those there are")
+    raise BadInput(f"decision {decision} is {found.state}; only pages and requests for labels are acknowledged")
 
 
 def requeue(engine: sa.Engine, decision: int, attempts: int = 3, now: float | None = None) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from monitoring.drift import CATEGORICAL, COLUMNS, OVERALL, SMALLEST_NORM, DriftPolicy, Floats, jensen_shannon
+from monitoring.bins import Cuts, cuts_of, is_numeric
+from monitoring.drift import OVERALL, SMALLEST_NORM, DriftPolicy, Floats, jensen_shannon
 
 _TAIL = 0.9  # quantile above which the tail of the bootstrap is taken as exponential
 
@@ -25,15 +27,17 @@ class Calibration:
     """Noise of every column's distance per scope, in units of sqrt(1 / window rows + 1 / reference rows).
 
     Both distances shrink with the root of the rows, so one calibration serves windows of any size and site mix.
+    cuts: per scope and column where its bins part, the same for all windows: their counts can be added.
     """
 
     factors: Mapping[str, Mapping[str, float]]
+    cuts: Mapping[str, Mapping[str, Cuts]] = field(default_factory=dict)
 
     def threshold(self, policy: DriftPolicy, scope: str, column: str, rows: int, reference_rows: float) -> float:
         factor = self.factors.get(scope, {}).get(column, 0.0)
         return max(policy.smallest_effect(column), factor * _noise_unit(rows, reference_rows))
 
-    def as_json(self) -> dict[str, dict[str, dict[str, float]]]:
+    def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -54,7 +58,9 @@ def calibrate(reference: Mapping[str, pd.DataFrame], policy: DriftPolicy, seed: 
     site_rows = max(policy.site_minimum_rows, policy.window_rows // len(sites))
     for site in sites:
         factors[site] = _scope(reference[site], site_rows, share / len(sites), policy, rng)
-    return Calibration(factors)
+    frames = {OVERALL: whole, **reference}
+    cuts = {scope: {name: cuts_of(frame[name], policy.bins) for name in frame} for scope, frame in frames.items()}
+    return Calibration(factors, cuts)
 
 
 def _scope(
@@ -66,19 +72,20 @@ def _scope(
     even = np.full(count, 1.0 / count)
     window = rng.multinomial(rows, even, size=policy.replicates).astype(np.float64)
     again = rng.multinomial(count, even, size=policy.replicates).astype(np.float64)
-    distances = {name: _distances(frame[name], name, window, again) for name in COLUMNS}
+    columns = list(frame)
+    distances = {name: _distances(frame[name], window, again) for name in columns}
     spread = {name: float(np.quantile(values, _TAIL)) for name, values in distances.items()}
-    moving = [name for name in COLUMNS if spread[name] > 0.0]
+    moving = [name for name in columns if spread[name] > 0.0]
     if not moving:
-        return dict.fromkeys(COLUMNS, 0.0)
+        return dict.fromkeys(columns, 0.0)
     ratios = np.sort(np.stack([distances[name] / spread[name] for name in moving]), axis=0)[::-1]
     # A window is odd when this figure passes 1 once the ratios are divided by the common factor we look for.
     oddness = ratios[0] / policy.large_factor
     if len(moving) >= policy.odd_columns:
         oddness = np.maximum(oddness, ratios[policy.odd_columns - 1])
     factor = policy.safety * _tail_quantile(oddness, probability) / _noise_unit(rows, count)
-    factors = {name: factor * spread[name] for name in COLUMNS}
-    for name in CATEGORICAL:
+    factors = {name: factor * spread[name] for name in columns}
+    for name in (name for name in columns if not is_numeric(frame[name])):
         factors[name] = max(factors[name], policy.safety * _rare_class_noise(frame[name], probability))
     return factors
 
@@ -108,7 +115,7 @@ def _tail_quantile(values: Floats, probability: float) -> float:
     return start + excess * math.log((1.0 - _TAIL) / probability)
 
 
-def _distances(column: pd.Series, name: str, window: Floats, again: Floats) -> Floats:
+def _distances(column: pd.Series, window: Floats, again: Floats) -> Floats:
     """[replicates] distances of one column. window, again: [replicates, rows] how often each row was drawn."""
     there = column.notna().to_numpy()
     if not there.any():
@@ -117,7 +124,7 @@ def _distances(column: pd.Series, name: str, window: Floats, again: Floats) -> F
     now, was = window[:, there], again[:, there]
     now = now / np.maximum(now.sum(axis=1, keepdims=True), 1.0)
     was = was / np.maximum(was.sum(axis=1, keepdims=True), 1.0)
-    if name in CATEGORICAL:
+    if not is_numeric(column):
         codes, labels = pd.factorize(values, sort=True)
         classes = np.eye(len(labels))[codes]
         return jensen_shannon(now @ classes, was @ classes)

@@ -11,6 +11,7 @@ reference itself (calibration.py).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from models.quality import QUALITY_COLUMNS
+from monitoring.bins import Tally, cuts_of, is_numeric, tally
 
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
@@ -36,11 +38,12 @@ COLUMNS = (*NUMERIC, *CATEGORICAL)
 CONFIDENCE_BANDS = (0.5, 0.7, 0.9, 0.99)
 """Confidence is watched in bands: a good model's differ from 1 by so little that in units of their standard
 deviation a handful of hard pictures at one site would weigh more than darkness."""
-METHODS = dict.fromkeys(NUMERIC, "wasserstein") | dict.fromkeys(CATEGORICAL, "jensenshannon")
 OVERALL = "overall"
 _KINDS = {"prediction": "predictions of", "confidence": "confidences"}
 Floats = NDArray[np.float64]
 SMALLEST_NORM = 0.001  # Evidently's own floor under the standard deviation
+_NO_ALARM = 10.0
+"""A logarithm of evidence about as large as an alarm's level with its correction for many columns and sites."""
 
 
 class DriftPolicy(BaseModel):
@@ -67,6 +70,7 @@ class DriftPolicy(BaseModel):
     replicates: int = Field(500, ge=100, description="bootstrap windows behind the thresholds")
     reference_rows: int = Field(2000, ge=100, le=20_000, description="rows of the reference in one comparison")
     site_reports: int = Field(1, ge=0, description="odd sites of a window, worst first, that get a report of their own")
+    bins: int = Field(10, ge=2, le=50, description="of a numeric column, from whose counts the alarm's evidence comes")
     keep_reports: int = Field(500, ge=10, description="newest windows kept on the dashboard")
     keep_full: int = Field(20, ge=1, description="newest odd windows whose reports keep their plots (0.5 MB each)")
 
@@ -74,6 +78,18 @@ class DriftPolicy(BaseModel):
         """The distance below which a column never counts. Fresh rows always lie a bit off what was fitted."""
         fitted = {"embedding_distance": self.embedding_effect, "confidence": self.confidence_effect}
         return fitted.get(column, self.minimum_effect)
+
+    def weight(self, column: str, numeric: bool, reference_rows: float) -> tuple[float, float]:
+        """How many rows the reference of a column counts as evidence, and how many it may with earlier windows.
+
+        A reference is never quite the traffic: beside its own error, which `safety` widens, the traffic may lie off
+        it by the smallest effect. And against the second number of rows a change that is no larger than the smallest
+        effect never makes an alarm, however long it lasts.
+        """
+        # The Jensen-Shannon distance is smaller than the standardised (chi) one by the root of 8.
+        effect = self.smallest_effect(column) * (1.0 if numeric else math.sqrt(8.0))
+        rows = 1.0 / (self.safety**2 / max(reference_rows, 1.0) + effect**2)
+        return rows, 2.0 * _NO_ALARM / effect**2
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,8 @@ class ColumnDrift:
     what: str  # what was/now speak of: the column's mean, or the share of the class that moved most
     was: float
     now: float
+    spread: float | None = None  # its standard deviation by the reference's; None of classes and constants
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +121,14 @@ class ScopeDrift:
         return max((column.ratio for column in self.columns), default=0.0)
 
 
-def clean(frame: pd.DataFrame) -> pd.DataFrame:
-    """COLUMNS alone, as Evidently can take them: finite floats or NaN, classes as text or missing."""
+def clean(
+    frame: pd.DataFrame, numeric: Sequence[str] = NUMERIC, categorical: Sequence[str] = CATEGORICAL
+) -> pd.DataFrame:
+    """These columns alone, as Evidently can take them: finite floats or NaN, classes as text or missing."""
     out = pd.DataFrame(index=range(len(frame)))
-    for name in COLUMNS:
+    for name in (*numeric, *categorical):
         values = frame[name] if name in frame else pd.Series(np.nan, index=frame.index)
-        if name == "prediction":
+        if name in categorical and name != "confidence":
             out[name] = pd.Series([None if pd.isna(value) else str(value) for value in values], dtype="object")
             continue
         numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
@@ -148,9 +168,9 @@ def mixed_reference(
     return pd.concat(parts, ignore_index=True), 1.0 / variance
 
 
-def distance(column: str, reference: pd.Series, current: pd.Series) -> float:
+def distance(reference: pd.Series, current: pd.Series) -> float:
     """The distance of two columns without missing values, equal to Evidently's of the same method."""
-    if column in CATEGORICAL:
+    if not is_numeric(reference):
         was, now = _shares(reference, current)
         return float(jensen_shannon(now.to_numpy(), was.to_numpy()))
     from scipy.stats import wasserstein_distance
@@ -189,12 +209,20 @@ def compare(
         now, was = current[name].dropna(), reference[name].dropna()
         missing = 1.0 - len(now) / max(len(current), 1)
         threshold = calibration.threshold(policy, scope, name, len(now), worth)
-        value = distance(name, was, now) if len(now) and len(was) else None
+        value = distance(was, now) if len(now) and len(was) else None
         ratio = (value or 0.0) / threshold
+        numeric = is_numeric(reference[name])
+        cuts = calibration.cuts.get(scope, {}).get(name) or cuts_of(reference[name], policy.bins)
+        bins = tally(current[name], reference[name], cuts, *policy.weight(name, numeric, worth))
+        spread = None
+        if numeric and len(now) and len(was) and (before := float(np.std(was.to_numpy()))) > SMALLEST_NORM:
+            spread = float(np.std(now.to_numpy())) / before
         if missing > policy.missing_share and missing / policy.missing_share > ratio:
-            what, before = f"the share of missing {name.replace('_', ' ')}", float(reference[name].isna().mean())
-            return ColumnDrift(name, value, threshold, missing / policy.missing_share, what, before, missing)
-        return ColumnDrift(name, value, threshold, ratio, *_in_words(name, was, now))
+            what = f"the share of missing {name.replace('_', ' ')}"
+            ratio, words = missing / policy.missing_share, (what, float(reference[name].isna().mean()), missing)
+        else:
+            words = _in_words(name, was, now)
+        return ColumnDrift(name, value, threshold, ratio, *words, spread=spread, tally=bins)
 
     drifts = tuple(moved(name) for name in columns)
     return ScopeDrift(scope, len(current), drifts, is_odd([d.ratio for d in drifts], policy))
@@ -208,10 +236,11 @@ def _in_words(column: str, was: pd.Series, now: pd.Series) -> tuple[str, float, 
     """What changed in one number that a person can picture, before and now."""
     if not len(was) or not len(now):
         return column.replace("_", " "), 0.0, 0.0
-    if column in CATEGORICAL:
+    if not is_numeric(was):
         before, after = _shares(was, now)
         most = str((after - before).abs().idxmax())
-        return f"the share of {_KINDS[column]} {most}", float(before[most]), float(after[most])
+        kind = _KINDS.get(column, column.replace("_", " "))
+        return f"the share of {kind} {most}", float(before[most]), float(after[most])
     return column.replace("_", " "), float(was.mean()), float(now.mean())
 
 
@@ -229,10 +258,14 @@ def report(drift: ScopeDrift, current: pd.DataFrame, reference: pd.DataFrame, at
         return None
     names = [column.column for column in there]
     definition = DataDefinition(
-        numerical_columns=[n for n in names if n in NUMERIC],
-        categorical_columns=[n for n in names if n in CATEGORICAL],
+        numerical_columns=[n for n in names if is_numeric(reference[n])],
+        categorical_columns=[n for n in names if not is_numeric(reference[n])],
     )
-    metrics = [ValueDrift(column=c.column, method=METHODS[c.column], threshold=c.threshold) for c in there]
+    method = {True: "wasserstein", False: "jensenshannon"}
+    metrics = [
+        ValueDrift(column=c.column, method=method[is_numeric(reference[c.column])], threshold=c.threshold)
+        for c in there
+    ]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # correlations of constant columns
         return Report(metrics, include_tests=True).run(

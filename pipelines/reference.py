@@ -51,7 +51,7 @@ def _calibration(settings: Settings, version: int, files: list[Path], sites: Map
         name.update(path.read_bytes())
     kept = settings.folder / "thresholds" / f"{version}-{name.hexdigest()[:16]}.json"
     if kept.is_file():
-        return Calibration(json.loads(kept.read_text())["factors"])
+        return Calibration(**json.loads(kept.read_text()))
     made = calibrate(sites, settings.drift, settings.seed)
     kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(".partial")

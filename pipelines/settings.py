@@ -16,8 +16,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from models.errors import BadInput
 from models.task import Task, find_task
-from monitoring.alarm import AlarmPolicy
 from monitoring.drift import DriftPolicy
+from monitoring.policy import AlarmPolicy
 
 # Off for every dependency. DO_NOT_TRACK must be the word: MLflow ignores "1".
 TELEMETRY_OFF = {

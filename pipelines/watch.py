@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from models.embedding import nearest_centroid
 from models.errors import FedloopError
 from models.images import decode_png
-from monitoring import alarm, drift, performance
+from monitoring import alarm, deciding, drift, performance
 from monitoring.dashboard import PERFORMANCE, Dashboard, Figure, figures_of
 from monitoring.database import LABELS, PREDICTIONS, WINDOWS
 from monitoring.drift import COLUMNS, OVERALL, DriftPolicy, ScopeDrift
@@ -163,7 +163,7 @@ def _report(watcher: Watcher, rows: pd.DataFrame, now: float) -> WindowReport | 
     except sa.exc.IntegrityError:
         return None
     assert inserted is not None
-    decision = alarm.decide(watcher.log.engine, settings.alarm, label_budget=settings.labels.budget_share, now=now)
+    decision = deciding.decide(watcher.log.engine, settings.alarm, label_budget=settings.labels.budget_share, now=now)
     return WindowReport(
         window=int(inserted[0]),
         from_seq=row["from_seq"],
@@ -193,16 +193,16 @@ class Judged:
         return {str(site): int(count) for site, count in sorted(Counter(self.site).items())}
 
     def evidence(self) -> dict[str, Any]:
-        """For the window's row: every column overall, and of the sites those that exceed."""
-        scopes = {}
-        for scope in self.scopes:
-            told = [c for c in scope.columns if scope.scope == OVERALL or (scope.odd and c.ratio > 1.0)]
-            scopes[scope.scope] = {
+        """For the window's row: every column of every scope, with the counts that the alarm adds up."""
+        scopes = {
+            scope.scope: {
                 "rows": scope.rows,
                 "odd": scope.odd,
                 "worst": scope.worst,
-                "columns": {column.column: asdict(column) for column in told},
+                "columns": {column.column: asdict(column) for column in scope.columns},
             }
+            for scope in self.scopes
+        }
         return {"rows": len(self.site), "mix": self.mix, "notes": list(self.notes), "scopes": scopes}
 
 
