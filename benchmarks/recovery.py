@@ -48,6 +48,7 @@ from pipelines.federated.jobs import Parameters
 from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.store import stack_images
 from pipelines.replay import SOURCE
+from pipelines.tracking import connection
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "recovery_streams.png"
@@ -114,7 +115,7 @@ def _serve(world: World, log: TrafficLog, number: int, version: int, weights: Pa
 def _answer_the_alarm(world: World, course: Course, log: TrafficLog, number: int, now: float) -> None:
     """The monitor's look, and the run that its decision asks for: what the retrain flow does with a claimed row."""
     settings = world.settings
-    for report in watch.look(settings, now=now, show=False):
+    for report in watch.look(settings, now=now, draw=False):
         if report.decision is not None:
             course.told.append(f"window {number}: {report.decision.answer}: {report.decision.sentence}")
     for decision in watch.ready(settings):
@@ -149,6 +150,12 @@ def _retrain(world: World, course: Course, serves_from: int, since: int | None, 
 # -- what came of it --------------------------------------------------------------------------------------------
 
 
+def gained(new: NDArray[np.bool_], old: NDArray[np.bool_]) -> tuple[float, float]:
+    """The share of rows [n] that the new version gains over the old one, and its standard error."""
+    gain = new.astype(float) - old.astype(float)
+    return float(gain.mean()), float(gain.std() / np.sqrt(len(gain)))
+
+
 def judged(world: World, course: Course) -> dict[str, Any]:
     """The figures of a cell."""
     task = world.settings.task
@@ -162,11 +169,10 @@ def judged(world: World, course: Course) -> dict[str, Any]:
             before = course.versions[place - 1][2]
             images = np.concatenate([world.windows[number].images for number in served])
             truth = np.concatenate([world.windows[number].labels for number in served])
-            right = [class_probabilities(task, each, images).argmax(axis=1) == truth for each in (weights, before)]
-            gain = right[0].astype(float) - right[1].astype(float)
-            error = float(gain.std() / np.sqrt(len(gain)))
-            gains.append([start, round(float(gain.mean()), 4), round(error, 4)])
-            if gain.mean() < -2.0 * error:
+            new, old = (class_probabilities(task, each, images).argmax(axis=1) == truth for each in (weights, before))
+            gain, error = gained(new, old)
+            gains.append([start, round(gain, 4), round(error, 4)])
+            if gain < -2.0 * error:
                 false.append(start)
     right = [c.argmax(axis=1) == w.labels for c, w in zip(chances, world.windows, strict=True)]
     found: dict[str, Any] = {
@@ -194,10 +200,16 @@ def judged(world: World, course: Course) -> dict[str, Any]:
 def measure(stream: str, strategy: str, path: Path, quick: bool) -> dict[str, Any]:
     """One cell, in a home of its own; what a first training left is taken along, and found by its content."""
     began, spent = time.monotonic(), time.process_time()
-    kept = path.parent / f"first-{stream.split('_')[0]}"
+    kept, database = path.parent / f"first-{stream.split('_')[0]}", path.parent / "mlflow.db"
     with tempfile.TemporaryDirectory() as home:
         os.environ["FEDLOOP_HOME"] = home
         world = STREAMS[stream](quick)
+        (Path(home) / "mlflow").mkdir()
+        if not database.is_file():
+            with connection(world.settings):  # the hundred migrations of a new database, once
+                database.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(Path(home) / "mlflow" / "mlflow.db", database)
+        shutil.copy(database, Path(home) / "mlflow" / "mlflow.db")
         if kept.is_dir():
             shutil.copytree(kept, world.settings.folder)
         else:
@@ -239,7 +251,9 @@ def _compared(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Mapping[str, Any]]) -> None:
-    table = Table(title="Accuracy over the stream / labels bought / retrainings / false promotions", title_justify="left")
+    table = Table(
+        title="Accuracy over the stream / labels bought / retrainings / false promotions", title_justify="left"
+    )
     for column in ("stream", *STRATEGIES, "loop less every_window", "labels", "retrainings", "target"):
         table.add_column(column, justify="left" if column == "stream" else "right")
     for stream, own in found.items():
@@ -252,7 +266,9 @@ def show(found: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(stream, *cells, *last, ("held" if c["held"] else "missed") if c else "")
     Console(width=170).print(table)
     if "elec2" in found:
-        print(f"elec2: the same label as last time is right for {next(iter(found['elec2'].values()))['same_as_last']:.3f}")
+        print(
+            f"elec2: the same label as last time is right for {next(iter(found['elec2'].values()))['same_as_last']:.3f}"
+        )
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -303,7 +319,10 @@ def main() -> None:
         path = cell(stream, strategy, options.quick)
         if options.quick or not path.is_file():
             own = measure(stream, strategy, path, options.quick)
-            print(f"{stream} {strategy}: {own['accuracy']:.3f}, {own['seconds']:.0f} s ({own['cpu_s']:.0f} s of CPU)", flush=True)
+            print(
+                f"{stream} {strategy}: {own['accuracy']:.3f}, {own['seconds']:.0f} s ({own['cpu_s']:.0f} s of CPU)",
+                flush=True,
+            )
     found = collected(options.quick)
     show(found)
     if not options.quick:

@@ -66,9 +66,10 @@ class Watcher:
 
     settings: Settings
     log: TrafficLog
-    dashboard: Dashboard | None  # None: nothing is drawn
+    dashboard: Dashboard
     references: dict[int, Reference] = field(default_factory=dict)
     prepared: bool = False  # the dashboard's panels have been checked
+    drawn: bool = True
 
     def reference(self, version: int) -> Reference:
         if version not in self.references:
@@ -76,13 +77,13 @@ class Watcher:
         return self.references[version]
 
 
-def look(settings: Settings, limit: int = 20, now: float | None = None, show: bool = True) -> list[WindowReport]:
+def look(settings: Settings, limit: int = 20, now: float | None = None, draw: bool = True) -> list[WindowReport]:
     """Report the windows that are complete, oldest first and `limit` at most; the alarm is asked after each.
 
-    show: also on the dashboard, which takes most of a look's time and decides nothing.
+    draw: onto the dashboard, which takes most of the time and decides nothing.
     """
     log = TrafficLog.open(settings.database_url, settings.images)
-    watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name) if show else None)
+    watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name), drawn=draw)
     reports: list[WindowReport] = []
     try:
         while len(reports) < limit:
@@ -96,8 +97,9 @@ def look(settings: Settings, limit: int = 20, now: float | None = None, show: bo
             report = _report(watcher, rows, moment)
             if report is not None:
                 reports.append(report)
-        _late_labels(watcher)
-        if reports and watcher.dashboard is not None:
+        if draw:
+            _late_labels(watcher)
+        if draw and reports:
             watcher.dashboard.retain(settings.drift.keep_reports, settings.drift.keep_full)
         return reports
     finally:
@@ -149,7 +151,8 @@ def _report(watcher: Watcher, rows: pd.DataFrame, now: float) -> WindowReport | 
     settings, began = watcher.settings, time.perf_counter()
     version = int(Counter(rows["model_version"]).most_common(1)[0][0])
     judged = _judge(watcher, rows, version)
-    _show(watcher, judged, rows)
+    if watcher.drawn:
+        _show(watcher, judged, rows)
     row: dict[str, Any] = {
         "from_seq": int(rows["seq"].iloc[0]),
         "to_seq": int(rows["seq"].iloc[-1]) + 1,
@@ -261,8 +264,6 @@ def _distances(watcher: Watcher, rows: pd.DataFrame, reference: Reference) -> ND
 def _show(watcher: Watcher, judged: Judged, rows: pd.DataFrame) -> None:
     settings, from_seq = watcher.settings, int(rows["seq"].iloc[0])
     at, board = float(rows["at"].max()), watcher.dashboard
-    if board is None:
-        return
     if not watcher.prepared:
         sites = sorted(watcher.reference(judged.version).sites)
         title = f"The live traffic of {settings.model_name}, window by window"
@@ -289,9 +290,7 @@ def _show(watcher: Watcher, judged: Judged, rows: pd.DataFrame) -> None:
 
 
 def _show_performance(watcher: Watcher, rows: pd.DataFrame, metadata: Mapping[str, str]) -> None:
-    log, policy, board = watcher.log, watcher.settings.drift, watcher.dashboard
-    if board is None:
-        return
+    log, policy = watcher.log, watcher.settings.drift
     from_seq = int(rows["seq"].iloc[0])
     before = log.between(max(1, from_seq - ESTIMATE_FROM * policy.window_rows), from_seq)
     gap = performance.overconfidence(before[before["model_version"] == int(metadata["version"])])
@@ -301,13 +300,11 @@ def _show_performance(watcher: Watcher, rows: pd.DataFrame, metadata: Mapping[st
         figures.append(Figure("accuracy low", found.scope, found.low))
         figures.append(Figure("accuracy high", found.scope, found.high))
     labels = {"labels": str(performance.labelled_rows(rows))}
-    board.write(from_seq, PERFORMANCE, float(rows["at"].max()), figures, metadata=dict(metadata) | labels)
+    watcher.dashboard.write(from_seq, PERFORMANCE, float(rows["at"].max()), figures, metadata=dict(metadata) | labels)
 
 
 def _late_labels(watcher: Watcher) -> None:
     """Draw the accuracy of the last windows anew where labels have come since."""
-    if watcher.dashboard is None:
-        return
     w, p = WINDOWS.c, PREDICTIONS.c
     last = sa.select(w.from_seq, w.to_seq, w.model_version).order_by(w.window.desc()).limit(LABELS_MAY_TAKE).subquery()
     counted = (
