@@ -3,7 +3,7 @@
     python benchmarks/recovery.py [--quick] [--streams digits_abrupt_all elec2 ...] [--show]
 
 Four strategies live through the same stream, window after window, from the same first model. `never` keeps it.
-`schedule` retrains every sixth window on what has come since, `every_window` after each; both put what comes out into
+`schedule` retrains every eighth window on what has come since, `every_window` after each; both put what comes out into
 service, as who retrains by the calendar does. `loop` is fedloop: its monitor judges the window, its alarm decides, the
 run that the decision asks for ends at its gate. The steps of a retraining are the same for all (`gather`, `adapt`,
 `buy_labels`, `fit`, `judge_challenger`, `enter_registry`), with a label bought for a tenth of the rows; clinics tell
@@ -54,7 +54,7 @@ RESULTS = Path(__file__).parent / "results" / "recovery.json"
 PLOT = Path(__file__).parents[1] / "docs" / "images" / "recovery_streams.png"
 CELLS = Path(os.environ.get("FEDLOOP_HOME", ".fedloop")).absolute() / "recovery"
 STRATEGIES = ("never", "schedule", "every_window", "loop")
-EVERY = 6
+EVERY = 8
 FEEDBACK = 0.2
 SETTLED_S = 60.0  # after a window's last row the monitor looks
 TOO_FAR, SHARE = 0.03, 0.25  # what the loop may lose against every_window, and what it may cost of it
