@@ -75,7 +75,7 @@ class Course:
         return self.versions[-1][1:]
 
 
-def live_through(world: World, strategy: str) -> Course:
+def live_through(world: World, strategy: str, every: int = EVERY) -> Course:
     settings, course = world.settings, Course()
     _retrain(world, course, 0, None, gated=False)
     course.labels, course.retrained = 0, []
@@ -84,7 +84,7 @@ def live_through(world: World, strategy: str) -> Course:
         _serve(world, log, number, *course.serving)
         if strategy == "loop":
             _answer_the_alarm(world, course, log, number, now + SETTLED_S)
-        elif strategy == "every_window" or (strategy == "schedule" and (number + 1) % EVERY == 0):
+        elif strategy == "every_window" or (strategy == "schedule" and (number + 1) % every == 0):
             _retrain(world, course, number + 1, since, gated=False)
             since = log.last_seq() + 1
     log.close()
@@ -217,7 +217,7 @@ def measure(stream: str, strategy: str, path: Path, quick: bool) -> dict[str, An
             release.retire(world.settings, "the first training is kept for the next cell")
             left = shutil.ignore_patterns("log.db*", "images", "models", "reference", "thresholds", "*.lock")
             shutil.copytree(world.settings.folder, kept, ignore=left)
-        found = judged(world, live_through(world, strategy))
+        found = judged(world, live_through(world, strategy, 4 if quick else EVERY))
     found |= {"seconds": round(time.monotonic() - began, 1), "cpu_s": round(time.process_time() - spent, 1)}
     write_atomically(path, json.dumps(found).encode())
     return found
