@@ -65,6 +65,9 @@ bench-labels: $(INSTALL)  ## what a label is worth by how it was chosen, and clu
 	@$(BIN)/python benchmarks/clustering.py $(if $(QUICK),--quick)
 	@$(BIN)/python benchmarks/labels.py $(if $(QUICK),--quick)
 
+bench-recovery: $(INSTALL)  ## retraining on an alarm beside never, on a schedule and every window (QUICK=1: a minute)
+	@$(BIN)/python benchmarks/recovery.py $(if $(QUICK),--quick)
+
 clean:  ## forget everything the rehearsals made (keeps the environment)
 	rm -rf .fedloop out
 

@@ -54,14 +54,19 @@ class WindowReport:
         return f"{where}: {'odd' if self.odd else 'as expected'}, {figure}{notes}"
 
 
-def look(settings: Settings, limit: int = 20, now: float | None = None) -> list[WindowReport]:
-    """Report the windows that are complete, oldest first and `limit` at most; the alarm is asked after each."""
+def look(settings: Settings, limit: int = 20, now: float | None = None, draw: bool = True) -> list[WindowReport]:
+    """Report the windows that are complete, oldest first and `limit` at most; the alarm is asked after each.
+
+    draw: onto the dashboard, which takes most of the time and decides nothing.
+    """
     log = TrafficLog.open(settings.database_url, settings.images)
     habit = read_habit(log.engine, settings.monitors.habit_windows)
-    watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name), habit)
+    watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name), habit, drawn=draw)
     reports: list[WindowReport] = []
     try:
-        if not watcher.dashboard.exists():  # its UI passes over what is written into a folder without a project
+        if (
+            draw and not watcher.dashboard.exists()
+        ):  # its UI passes over what is written into a folder without a project
             show_morning(watcher, time.time() if now is None else now)
         while len(reports) < limit:
             moment = time.time() if now is None else now
@@ -74,13 +79,15 @@ def look(settings: Settings, limit: int = 20, now: float | None = None) -> list[
             report = _report(watcher, rows, moment)
             if report is not None:
                 reports.append(report)
-        late_labels(watcher)
         asked.settle(log, settings.alarm, now)
         moment = time.time() if now is None else now
         silence.listen(log.engine, watcher.habit, settings.monitors, moment)
-        show_morning(watcher, moment)
+        if draw:
+            late_labels(watcher)
+            show_morning(watcher, moment)
         if reports:
             health.prune(log.engine, moment - settings.monitors.keep_health_days * 86_400.0)
+        if draw and reports:
             watcher.dashboard.retain(settings.drift.keep_reports, settings.drift.keep_full)
         return reports
     finally:
@@ -144,7 +151,8 @@ def _report(watcher: Watcher, rows: pd.DataFrame, now: float) -> WindowReport | 
     settings, began = watcher.settings, time.perf_counter()
     version = int(Counter(rows["model_version"]).most_common(1)[0][0])
     judged = judge(watcher, rows, version)
-    show(watcher, judged, rows)
+    if watcher.drawn:
+        show(watcher, judged, rows)
     row: dict[str, Any] = {
         "from_seq": int(rows["seq"].iloc[0]),
         "to_seq": int(rows["seq"].iloc[-1]) + 1,

@@ -123,6 +123,18 @@ def test_a_small_site_cannot_veto() -> None:
     assert not verdict_on(sites, gate=GATE.model_copy(update={"site_minimum_rows": 19})).passed
 
 
+def test_two_rows_of_forty_are_no_veto_and_the_sentence_says_that_they_may_be_chance() -> None:
+    large = [right(400, 1.0), right(400, 0.7)]
+    few = [[i % 20 > 1 for i in range(36)], [i % 20 > 1 or i == 20 for i in range(36)]]
+    few[0][30] = False  # in all, the challenger loses two rows of 36, and gains none
+    verdict = verdict_on({"large": large, "few": few})
+    assert verdict.figures["worst_site_loss"] == pytest.approx(2 / 36)
+    assert verdict.passed
+    assert "0.056 at few, which may be chance" in str(verdict)
+    many = [own * 10 for own in few]
+    assert "many loses 0.056" in str(verdict_on({"large": large, "many": many}))
+
+
 @pytest.mark.parametrize(("old", "new"), [(13, 12), (19, 18), (1, 0)])
 def test_a_loss_of_exactly_the_margin_is_within_it(old: int, new: int) -> None:
     sites = {

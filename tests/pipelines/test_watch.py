@@ -123,6 +123,20 @@ def test_catching_up_in_small_looks_gives_the_same_windows_as_one_look(tmp_path:
     assert list(found[0]["to_seq"]) == [101, 201]
 
 
+def test_a_look_that_draws_nothing_finds_and_decides_the_same(tmp_path: Path, traffic: CameraTraffic) -> None:
+    found, decided = [], []
+    for draw in (True, False):
+        house = House(load_settings(home=tmp_path / str(draw)), traffic)
+        house.traffic.send(house.log, 200, dark=0.7)
+        watch.look(house.settings, now=LATER, draw=draw)
+        assert bool(house.snapshots()) == draw
+        found.append(alarm.windows(house.log.engine))
+        decided.append([(one.cause, one.evidence) for one in alarm.decisions(house.log.engine)])
+    pd.testing.assert_frame_equal(*found)
+    assert decided[0] == decided[1]
+    assert len(decided[0]) == 1
+
+
 def test_the_reference_is_that_of_the_version_that_served(house: House) -> None:
     house.traffic.install(house.settings, version=2)
     house.traffic.send(house.log, 30, version=1)
