@@ -142,7 +142,7 @@ class Batcher:
         return served
 
     def _predict(self, rows: Sequence[Row]) -> Sequence[Prediction]:
-        began = time.perf_counter()
+        began = time.thread_time()
         served = self._model()
         images = np.stack([row.image for row in rows])
         probabilities = served.predict(images).astype(np.float64).round(_DIGITS)
@@ -165,7 +165,7 @@ class Batcher:
                     quality=measured[i],
                 )
             )
-        self._row_s = (time.perf_counter() - began) / len(rows)
+        self._row_s = (time.thread_time() - began) / len(rows)
         return predictions
 
 
