@@ -129,7 +129,7 @@ def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds:
 
             def serve(peer: str, command: list[str], health: str) -> Any:
                 port = ports[peer]  # noqa: B023 (used within the turn)
-                return up.enter_context(server(command, port, health, folder / f"{peer}.log"))  # noqa: B023
+                return up.enter_context(server(command, port, health, folder / f"{peer}.log"))
 
             mlflow = ["-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
             running = {
