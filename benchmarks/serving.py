@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "serving.json"
 PACKAGES = ("torch", "mlflow", "fastapi", "uvicorn", "sqlalchemy")
 PEERS = ("fedloop", "mlflow", "plain")
+FIGURES = ("requests_s", "p50_ms", "p99_ms", "processor_us")
 
 
 def make_house(folder: Path, task_name: str) -> tuple[Settings, Path]:
@@ -76,10 +77,8 @@ def server(command: list[str], port: int, health: str, log: Path, more: dict[str
         wait_for(f"http://127.0.0.1:{port}{health}", running, log)
         yield running
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(running.pid, 9)
-        except ProcessLookupError:
-            pass
         running.wait()
 
 
@@ -127,44 +126,54 @@ def speed(settings: Settings, weights: Path, folder: Path, rounds: int, seconds:
     for kind, mlflow_model in (("row", uri), ("image", str(pictures))):
         with ExitStack() as up:
             ports = {peer: free_port() for peer in PEERS}
-            serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
-            up_now = {}
-            up_now["fedloop"] = up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log"))
-            up_now["mlflow"] = up.enter_context(
-                server([*serve, "-p", str(ports["mlflow"])], ports["mlflow"], "/ping", folder / "mlflow.log")
-            )
-            plain = [sys.executable, str(HERE / "serving_peers.py"), str(ports["plain"]), str(weights)]
-            up_now["plain"] = up.enter_context(server(plain, ports["plain"], "/openapi.json", folder / "plain.log"))
+
+            def serve(peer: str, command: list[str], health: str) -> Any:
+                port = ports[peer]  # noqa: B023 (used within the turn)
+                return up.enter_context(server(command, port, health, folder / f"{peer}.log"))
+
+            mlflow = ["-m", "mlflow", "models", "serve", "-m", mlflow_model, "--env-manager", "local"]
+            running = {
+                "fedloop": up.enter_context(fedloop(settings, ports["fedloop"], folder / "fedloop.log")),
+                "mlflow": serve("mlflow", [sys.executable, *mlflow, "-p", str(ports["mlflow"])], "/ping"),
+                "plain": serve(
+                    "plain",
+                    [sys.executable, str(HERE / "serving_peers.py"), str(ports["plain"]), str(weights)],
+                    "/openapi.json",
+                ),
+            }
             runs: dict[str, list[dict[str, Any]]] = {peer: [] for peer in PEERS}
             for turn in range(-1, rounds):  # the first one warms them
                 for peer in PEERS:
                     count = int(seconds * (600 if peer == "mlflow" else 4000)) + 100
                     what = {"port": ports[peer], "peer": peer, "kind": kind, "task": task, "pictures": count}
-                    before = processor_s(up_now[peer])
-                    said = load(
-                        **what, seconds=min(seconds, 1.5) if turn < 0 else seconds, tag=f"{kind}{peer[0]}{turn}"
-                    )
-                    said["processor_us"] = (processor_s(up_now[peer]) - before) / said["answered"] * 1e6
+                    before = processor_s(running[peer])
+                    long_s = min(seconds, 1.5) if turn < 0 else seconds
+                    said = load(**what, seconds=long_s, tag=f"{kind}{peer[0]}{turn}")
+                    said["processor_us"] = (processor_s(running[peer]) - before) / said["answered"] * 1e6
                     if turn >= 0:
                         runs[peer].append(said)
-                        print(
-                            f"{kind:6} {peer:8} {said['requests_s']:8.0f}/s  p50 {said['p50_ms']:7.2f} ms  p99 {said['p99_ms']:7.2f} ms  refused {said['refused']}  processor {said['processor_us']:.0f} us",
-                            flush=True,
-                        )
+                        tell(kind, peer, said)
         found[kind] = {
-            peer: {
-                name: median(each[name] for each in said) for name in ("requests_s", "p50_ms", "p99_ms", "processor_us")
-            }
+            peer: {name: median(each[name] for each in said) for name in FIGURES}
             | {"refused": sum(each["refused"] for each in said)}
             for peer, said in runs.items()
         }
     return found
 
 
+def tell(kind: str, peer: str, said: dict[str, Any]) -> None:
+    print(
+        f"{kind:6} {peer:8} {said['requests_s']:7.0f}/s  p50 {said['p50_ms']:6.1f} ms  p99 {said['p99_ms']:6.1f} ms  "
+        f"processor {said['processor_us']:5.0f} us a request, {said['refused']} refused",
+        flush=True,
+    )
+
+
 def kills(settings: Settings, folder: Path, times: int) -> dict[str, int]:
     """Killed under load, so many times: answers that the log does not hold, and requests that it holds twice."""
     from sqlalchemy import func, select
 
+    from models.images import content_hash
     from monitoring.database import PREDICTIONS
     from monitoring.traffic import TrafficLog
 
@@ -174,7 +183,7 @@ def kills(settings: Settings, folder: Path, times: int) -> dict[str, int]:
     for number in range(times):
         what = {
             "port": port, "peer": "fedloop", "kind": "image" if number % 2 else "row", "task": settings.task_name,
-            "seconds": 9.0, "patience_s": 60.0, "tag": f"kill{number}", "answered": str(answered), "pictures": 3000,
+            "seconds": 5.0, "patience_s": 90.0, "tag": f"kill{number}", "answered": str(answered), "pictures": 3000,
         }  # fmt: skip
         command = [sys.executable, str(HERE / "serving_load.py"), json.dumps(what)]
         environment = os.environ | {"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
@@ -190,26 +199,22 @@ def kills(settings: Settings, folder: Path, times: int) -> dict[str, int]:
         taken |= json.loads(answered.read_text())
         broken += said["refused"]
         print(f"kill {number + 1}: {said['answered']} answered in all, {said['refused']} refused", flush=True)
-    column = PREDICTIONS.c.request_id
+    c = PREDICTIONS.c
+    ours = c.request_id.like("kill%")
     with log.engine.connect() as connection:
-        kept = {
-            row.request_id: row.prediction_id
-            for row in connection.execute(select(PREDICTIONS).where(column.like("kill%")))
-        }
+        kept = dict(connection.execute(select(c.request_id, c.prediction_id).where(ours)).tuples().all())
         twice = connection.execute(
-            select(column).where(column.like("kill%")).group_by(column).having(func.count() > 1)
+            select(c.request_id).where(ours).group_by(c.request_id).having(func.count() > 1)
         ).all()
-        whole = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()
-    missing = [name for name, prediction in taken.items() if kept.get(name) != prediction]
+        pictures = set(connection.execute(select(c.image_hash).where(ours)).scalars())
+        whole = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+    unreadable = sum(content_hash(log.image(name)) != name for name in pictures)
+    lost = [name for name, prediction in taken.items() if kept.get(name) != prediction]
     log.close()
     return {
-        "times": times,
-        "answered": len(taken),
-        "lost": len(missing),
-        "doubled": len(twice),
-        "refused": broken,
-        "whole": int(whole == "ok"),
-    }
+        "times": times, "answered": len(taken), "lost": len(lost), "doubled": len(twice), "refused": broken,
+        "pictures_unreadable": unreadable, "database_whole": int(whole),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -218,7 +223,7 @@ def main() -> None:
     parser.add_argument("--task", default="digits")
     parser.add_argument("--only", choices=["speed", "kill"], help="one half; nothing is kept")
     arguments = parser.parse_args()
-    rounds, seconds, times = (1, 1.5, 1) if arguments.quick else (5, 6.0, 20)
+    rounds, seconds, times = (1, 1.5, 1) if arguments.quick else (5, 4.0, 20)
     folder = Path(tempfile.mkdtemp(prefix="fedloop-serving-"))
     try:
         settings, weights = make_house(folder, arguments.task)
@@ -228,17 +233,18 @@ def main() -> None:
         killed = kills(settings, folder, times) if arguments.only != "speed" else {}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    ratio = {
-        f"{peer}_throughput": {
-            kind: its["fedloop"]["requests_s"] / its[peer]["requests_s"] for kind, its in found.items()
-        }
-        for peer in ("mlflow", "plain")
-    }
-    p99 = {"mlflow": {kind: its["fedloop"]["p99_ms"] / its["mlflow"]["p99_ms"] for kind, its in found.items()}}
+
+    def ratios(figure: str, peer: str) -> dict[str, float]:
+        return {kind: its["fedloop"][figure] / its[peer][figure] for kind, its in found.items()}
+
+    ratio = {f"{peer}_throughput": ratios("requests_s", peer) for peer in ("mlflow", "plain")}
+    ratio |= {f"{peer}_processor": ratios("processor_us", peer) for peer in ("mlflow", "plain")}
+    p99 = {peer: ratios("p99_ms", peer) for peer in ("mlflow", "plain")}
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
     kept = {
         "machine": machine, "versions": {name: version(name) for name in PACKAGES}, "task": arguments.task,
-        "connections": 32, "rounds": rounds, "seconds": seconds, "speed": found, "ratio": ratio, "p99_ratio": p99, "kill": killed,
+        "connections": 32, "rounds": rounds, "seconds": seconds, "load_average": os.getloadavg(),
+        "speed": found, "ratio": ratio, "p99_ratio": p99, "kill": killed,
     }  # fmt: skip
     print(json.dumps({"ratio": ratio, "p99_ratio": p99, "kill": killed}, indent=2))
     if not (arguments.quick or arguments.only):

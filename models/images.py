@@ -100,10 +100,11 @@ def from_unit_floats(values: NDArray[np.floating], schema: ImageInput) -> NDArra
         array = array[:, :, None]
     if array.shape != schema.shape:
         raise BadInput(f"the image has shape {list(array.shape)}; this task takes {list(schema.shape)}")
-    if not np.isfinite(array).all():
-        raise BadInput("the image has NaN or infinite values")
-    if array.min() < 0.0 or array.max() > 1.0:
-        raise BadInput(f"pixel values are in [{array.min():g}, {array.max():g}]; they must be in [0, 1]")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0.0 and high <= 1.0):  # nor is NaN, which both of them hand on
+        if not np.isfinite(array).all():
+            raise BadInput("the image has NaN or infinite values")
+        raise BadInput(f"pixel values are in [{low:g}, {high:g}]; they must be in [0, 1]")
     return np.rint(array * 255.0).astype(np.uint8)
 
 

@@ -145,7 +145,7 @@ class Batcher:
         return served
 
     def _predict(self, rows: Sequence[Row]) -> Sequence[Prediction]:
-        began = time.perf_counter()
+        began = time.thread_time()
         served = self._model()
         images = np.stack([row.image for row in rows])
         answers, versions = answer(served, images, [row.site for row in rows])
@@ -171,7 +171,7 @@ class Batcher:
                     abstained=left[i],
                 )
             )
-        self._row_s = (time.perf_counter() - began) / len(rows)
+        self._row_s = (time.thread_time() - began) / len(rows)
         return predictions
 
 

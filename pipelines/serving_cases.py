@@ -115,7 +115,7 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
 
         return JSONResponse(await _with_log(look))
 
-    @made.get("/cases/{case_id}")
+    @made.get("/cases/{case_id}", responses=_answers(_HISTORY))
     async def one(request: Request, case_id: CaseId) -> JSONResponse:
         """All versions of a case, and what versions of the model did with it."""
 
@@ -132,7 +132,7 @@ def router(task: Task, log: TrafficLog, served: Callable[[], ServedModel | None]
 
         return JSONResponse(await _with_log(look))
 
-    @made.delete("/cases/{case_id}")
+    @made.delete("/cases/{case_id}", responses=_answers(_EXAMPLE | {"version": 2, "status": "withdrawn"}))
     async def withdraw(
         request: Request,
         case_id: CaseId,
@@ -204,6 +204,21 @@ _SHOWN = {
     "case_id": _ID, "version": 1, "expected": "7", "withdrawn": False, "site": "clinic-1", "note": "", "at": 1.8e9,
     "by": "customer", "state": "failed", "answer": "1", "confidence": 0.61, "why": None, "cause": "unseen",
 }  # fmt: skip
+_HISTORY = {
+    "case_id": _ID,
+    "versions": [
+        {
+            "version": 1,
+            "expected": "7",
+            "withdrawn": False,
+            "site": "clinic-1",
+            "note": "",
+            "at": 1.8e9,
+            "by": "customer",
+        }
+    ],
+    "findings": [{"case_version": 1, "model_version": 3, "passed": False, "cause": "unseen", "at": 1.8e9}],
+}
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _ZIP: dict[str, Any] = {"requestBody": {"required": True, "content": {TYPES["/cases/file"][0]: _FILE}}}
 

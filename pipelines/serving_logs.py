@@ -8,6 +8,7 @@ import re
 import sys
 import uuid
 from contextvars import ContextVar
+from itertools import count
 
 HEADER = "x-request-id"
 """Of a request, if the client gives it one, and of every answer."""
@@ -15,12 +16,14 @@ HEADER = "x-request-id"
 REQUEST: ContextVar[str] = ContextVar("request", default="-")
 """The id of the request that is being answered."""
 
+# Chance costs a system call, so it is asked once: what follows it counts.
+_START, _NEXT = uuid.uuid4().hex[:12], count(1)
 _ID = re.compile(r"[!-~]{1,64}")
 
 
 def request_id(given: str | None) -> str:
     """The client's id for its request where it can be printed, else a new one; known to the log from now on."""
-    name = given if given and _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+    name = given if given and _ID.fullmatch(given) else f"{_START}-{next(_NEXT):x}"
     REQUEST.set(name)
     return name
 
