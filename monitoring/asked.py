@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 
 from monitoring import alarm
-from monitoring.performance import ENOUGH_LABELS, accuracies, estimated_accuracy
+from monitoring.estimate import ENOUGH_LABELS
+from monitoring.performance import accuracies
 from monitoring.policy import AlarmPolicy
 from monitoring.traffic import TrafficLog
 
@@ -39,7 +40,7 @@ def _settled(log: TrafficLog, decision: alarm.Decision, policy: AlarmPolicy, now
     if old is not None and old.labelled >= ENOUGH_LABELS:
         usual = old.value
     elif len(before):
-        usual = estimated_accuracy(before)  # its own confidence, for want of labels
+        usual = float(before["confidence"].mean())  # its own confidence, for want of labels
     else:
         return None
     told = f"of {new.labelled} labels {new.value:.0%} agree with the model, {usual:.0%} before"

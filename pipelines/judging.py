@@ -42,6 +42,7 @@ class Watcher:
     dashboard: Dashboard
     habit: Habit
     references: dict[int, Reference] = field(default_factory=dict)
+    drawn: bool = True  # onto the dashboard
 
     def reference(self, version: int) -> Reference:
         if version not in self.references:

@@ -64,9 +64,8 @@ def look(settings: Settings, limit: int = 20, now: float | None = None, draw: bo
     watcher = Watcher(settings, log, Dashboard(settings.dashboard, settings.model_name), habit, drawn=draw)
     reports: list[WindowReport] = []
     try:
-        if (
-            draw and not watcher.dashboard.exists()
-        ):  # its UI passes over what is written into a folder without a project
+        # The dashboard's UI passes over what is written into a folder without a project.
+        if draw and not watcher.dashboard.exists():
             show_morning(watcher, time.time() if now is None else now)
         while len(reports) < limit:
             moment = time.time() if now is None else now
