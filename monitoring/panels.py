@@ -97,8 +97,9 @@ def _morning(sheet: _Sheet, sites: Sequence[str], few: str, standing: Standing) 
     from evidently.sdk.panels import line_plot_panel
 
     sheet.text(standing.headline, standing.text)
-    for title, text in standing.cards:
-        sheet.text(title, text, "half")
+    for place, (title, text) in enumerate(standing.cards, start=1):
+        alone = place == len(standing.cards) and place % 2 == 1  # half a card would leave a hole beside it
+        sheet.text(title, text, "full" if alone else "half")
     threshold = sheet.lines("drift", ["threshold"], OVERALL)
     moved = "How far from the reference, in units of the threshold; over all sites."
     sheet.add(
