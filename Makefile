@@ -12,7 +12,7 @@ BIN     := $(VENV)/bin
 FEDLOOP := $(BIN)/fedloop
 INSTALL := $(VENV)/.installed
 
-.PHONY: bench-alarm bench-rehearsal bench-federated bench-labels bench-diagnosis run test lint up down status traffic setup clean help
+.PHONY: bench-log bench-alarm bench-rehearsal bench-federated bench-labels bench-diagnosis run test lint up down status traffic setup clean help
 
 run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 	@$(FEDLOOP) run $(TASK)
@@ -60,6 +60,9 @@ bench-diagnosis: $(INSTALL)  ## are the causes of errors found? (QUICK=1: one se
 
 bench-alarm: $(INSTALL)  ## how often is the alarm false, how soon does it come? Needs FEDLOOP_DATA (QUICK=1: a minute)
 	@$(BIN)/python benchmarks/alarm.py $(if $(QUICK),--quick)
+
+bench-log: $(INSTALL)  ## what a window costs in a long log (QUICK=1: two minutes)
+	@$(BIN)/python benchmarks/log.py $(if $(QUICK),--quick)
 
 bench-labels: $(INSTALL)  ## what a label is worth by how it was chosen, and clusters of rows that stay (QUICK=1: a minute)
 	@$(BIN)/python benchmarks/clustering.py $(if $(QUICK),--quick)

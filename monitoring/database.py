@@ -134,7 +134,7 @@ MOVES = Table(
     Column("number", Integer, nullable=False),  # of the version's moves, from 1
     Column("from_step", String(16)),
     Column("to_step", String(16), nullable=False),
-    Column("from_seq", Integer, nullable=False),  # the predictions behind it in the log: evidence counts from here
+    Column("from_seq", _Long, nullable=False),  # the predictions behind it in the log: evidence counts from here
     Column("at", Float, nullable=False),
     Column("reason", String(400), nullable=False),
     Column("figures", JSON, nullable=False),

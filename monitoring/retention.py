@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from models.quality import QUALITY_COLUMNS
 from monitoring import alarm
-from monitoring.database import AGGREGATES, METADATA, PREDICTIONS, WINDOWS, insert_new
+from monitoring.database import AGGREGATES, METADATA, MOVES, PREDICTIONS, WINDOWS, insert_new
 from monitoring.traffic import LABEL_COLUMN, LOGGED_AT, TrafficLog, read
 
 ROW_BYTES = 700
@@ -61,8 +61,9 @@ class Removed:
 def needed_from(engine: sa.Engine, newest_rows: int, newest_windows: int) -> int:
     """The seq from which on every row stays.
 
-    Needed are rows that no window has reported, those that an open decision speaks of, the newest rows, from which a
-    retraining without a decision learns, and the newest windows, whose labels may still come.
+    Needed are rows that no window has reported, those that an open decision or a request for labels speaks of, the
+    newest rows, from which a retraining without a decision learns, the newest windows, whose labels may still come, and
+    the evidence of the newest release.
     """
     p, w = PREDICTIONS.c.seq, WINDOWS.c
     bounds = [
@@ -70,9 +71,11 @@ def needed_from(engine: sa.Engine, newest_rows: int, newest_windows: int) -> int
         sa.select(w.from_seq).order_by(w.from_seq.desc()).limit(1).offset(max(newest_windows - 1, 0)),
         sa.select(p).order_by(p.desc()).limit(1).offset(max(newest_rows - 1, 0)),
     ]
+    released = sa.select(MOVES.c.from_seq).order_by(MOVES.c.move.desc()).limit(1)
     with engine.connect() as connection:
         found = [connection.execute(bound).scalar() or 0 for bound in bounds]
-    open_ones = [d for d in alarm.decisions(engine) if d.state in alarm.OPEN]
+        found += [seq for seq in connection.execute(released).scalars() if seq]
+    open_ones = [d for d in alarm.decisions(engine) if d.state in (*alarm.OPEN, *alarm.UNANSWERED)]
     return int(min(found + [int(d.evidence.get("from_seq") or 0) for d in open_ones if "from_seq" in d.evidence]))
 
 
