@@ -291,7 +291,9 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             if strategy == "loop":
                 axis.plot(c["retrained"], [c["windows"][i] for i in c["retrained"]], "o", color=colour, ms=5)
         if stream == "elec2":
-            axis.axhline(own["never"]["same_as_last"], color="k", linewidth=0.8, label="same label as last time")
+            axis.axhline(
+                next(iter(own.values()))["same_as_last"], color="k", linewidth=0.8, label="same label as last time"
+            )
         axis.set_title(stream.replace("_", " "), fontsize=10)
         axis.set_xlabel("window", fontsize=8)
         axis.set_ylabel("accuracy", fontsize=8)
