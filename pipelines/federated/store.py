@@ -136,14 +136,15 @@ class SiteStore:
         """
         from pyarrow.parquet import ParquetFile
 
-        frames = []
+        frames: list[pd.DataFrame] = []
         for snapshot in snapshots:
             manifest = self.manifest(snapshot)
             if manifest.split != split:
                 continue
             # Not pandas.read_parquet: it takes three times as long, and a site gets a snapshot with every retraining.
             table = ParquetFile(io.BytesIO(self._checked(manifest))).read(use_threads=False)
-            frames.append(table.to_pandas().assign(snapshot=snapshot))
+            frame: pd.DataFrame = table.to_pandas()
+            frames.append(frame.assign(snapshot=snapshot))
         if not frames:
             return pd.DataFrame({"row_id": [], "png": [], "snapshot": []})
         return pd.concat(frames, ignore_index=True).drop_duplicates("row_id", ignore_index=True)
