@@ -12,8 +12,9 @@ the truth of a fifth of the traffic, which only judges.
 accuracy: the mean over the windows, of the model that served when the window began. labels, retrainings: in the stream
 (the first model's are the same for all). false_promotions: a new version whose answers in the windows until the next
 one (its own was learned from, and does not count) are worse than the old version's would have been, by more than two
-standard errors of the paired difference. asked: decisions that called for a person and not for a retraining. Cells
-that were measured are kept under $FEDLOOP_HOME/recovery. --quick: digits alone, six windows, less training.
+standard errors of the paired difference. told: what the alarm and the gate said. A cell that was measured is kept
+under $FEDLOOP_HOME/recovery and not measured again: remove it after a change of the loop. --quick: digits alone, six
+windows, less training.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from numpy.typing import NDArray
-from recovery_worlds import STREAMS, World
+from recovery_worlds import RECIPE, STREAMS, World
 from rich.console import Console
 from rich.table import Table
 
@@ -43,7 +44,7 @@ from models.quality import quality
 from monitoring import alarm
 from monitoring.traffic import Label, Prediction, TrafficLog
 from pipelines import challenger, gather, loop, release, watch
-from pipelines.federated.files import write_atomically
+from pipelines.federated.files import digest, write_atomically
 from pipelines.federated.jobs import Parameters
 from pipelines.federated.scoring import class_probabilities
 from pipelines.federated.store import stack_images
@@ -227,7 +228,8 @@ def measure(stream: str, strategy: str, path: Path, quick: bool) -> dict[str, An
 
 
 def cell(stream: str, strategy: str, quick: bool) -> Path:
-    return CELLS / ("quick" if quick else "full") / f"{stream}-{strategy}.json"
+    folder = f"{'quick' if quick else 'full'}-{digest(RECIPE, EVERY, FEEDBACK)}"
+    return CELLS / folder / f"{stream}-{strategy}.json"
 
 
 def collected(quick: bool) -> dict[str, dict[str, Any]]:
@@ -291,7 +293,9 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             if strategy == "loop":
                 axis.plot(c["retrained"], [c["windows"][i] for i in c["retrained"]], "o", color=colour, ms=5)
         if stream == "elec2":
-            axis.axhline(own["never"]["same_as_last"], color="k", linewidth=0.8, label="same label as last time")
+            axis.axhline(
+                next(iter(own.values()))["same_as_last"], color="k", linewidth=0.8, label="same label as last time"
+            )
         axis.set_title(stream.replace("_", " "), fontsize=10)
         axis.set_xlabel("window", fontsize=8)
         axis.set_ylabel("accuracy", fontsize=8)

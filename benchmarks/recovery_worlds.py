@@ -222,6 +222,8 @@ TRAINING: Mapping[str, dict[str, Any]] = {
     "retina": {"adapt_rounds": 2, "retrain_rounds": 3},
     "tables": {"rounds": 20, "adapt_rounds": 2, "retrain_rounds": 6, "batch_size": 20, "learning_rate": 0.02},
 }
+RECIPE = (LOST, BEGINS, WINDOWS, GRADUAL, SENT, MEASURED, TRAINING)
+"""What the worlds are made of: figures of another recipe are no figures of these."""
 STREAMS: Mapping[str, Callable[[bool], World]] = {
     **{
         f"{task}_{how}_{where}": partial(pictures, Light(task, steps, where))

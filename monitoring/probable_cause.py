@@ -37,6 +37,10 @@ class Facts:
         """The most evidence that one of these columns has."""
         return max((float(self.columns[name]["log_evidence"]) for name in names if name in self.columns), default=0.0)
 
+    def far(self, *names: str) -> float:
+        """How many times its threshold the farthest of these columns is off."""
+        return max((float(self.columns[name]["ratio"]) for name in names if name in self.columns), default=0.0)
+
     @property
     def inputs(self) -> tuple[str, ...]:
         return tuple(name for name in self.columns if name not in _ANSWERS)
@@ -75,8 +79,11 @@ def _only_noise(scope: Mapping[str, Mapping[str, Any]]) -> bool:
 
 
 def _answers_alone(facts: Facts) -> bool:
-    """The inputs of another mix of classes differ a little too; but less than the answers."""
-    return facts.speaks(*facts.inputs) < facts.speaks(*_ANSWERS)
+    """The inputs of another mix of classes differ a little too; but less than the answers, and not as far.
+
+    Both are asked: in the dark a model's confidence speaks as loudly as the light, which is farther off.
+    """
+    return facts.speaks(*facts.inputs) < facts.speaks(*_ANSWERS) and facts.far(*facts.inputs) < facts.far(*_ANSWERS)
 
 
 RULES: tuple[tuple[Callable[[Facts], bool], Cause], ...] = (

@@ -120,7 +120,7 @@ class SiteStore:
         """
         from pyarrow.parquet import ParquetFile
 
-        frames = []
+        frames: list[pd.DataFrame] = []
         for snapshot in snapshots:
             manifest = self.manifest(snapshot)
             if manifest.split != split:
