@@ -46,20 +46,17 @@ class Done:
 def how_things_stand(engine: sa.Engine) -> Morning:
     """As of the newest window and the last look for silence."""
     w, h = WINDOWS.c, HISTOGRAM_WINDOWS.c
-    newest = sa.select(w.window, w.started_at, w.model_version, w.evidence).order_by(w.window.desc())
-    counted = sa.select(h.window, h.at.label("started_at"), h.model_version, h.evidence).order_by(h.window.desc())
     with engine.connect() as connection:
-        windows = connection.execute(newest.limit(_WINDOWS_BACK)).all()
-        histograms = connection.execute(counted.limit(_WINDOWS_BACK)).all()
+        windows, latest = _newest(connection, WINDOWS, w.started_at)
+        histograms, counted = _newest(connection, HISTOGRAM_WINDOWS, h.at)
     silences, done = open_silences(engine), what_was_done(engine)
     wrong = [silence.sentence for silence in silences]
     sick = []  # (since when, how that is called)
-    for what, seen in (("windows", windows), ("histograms", histograms)):
-        unwell = [_amiss(window) for window in seen]
-        run = next((length for length, said in enumerate(unwell) if not said), len(unwell))
+    for what, seen, newest in (("windows", windows, latest), ("histograms", histograms, counted)):
+        run = next((length for length, window in enumerate(seen) if not _unwell(window)), len(seen))
         if run:
             sick.append((seen[run - 1].started_at, f"the last {run} {what}" if run > 1 else f"the last of the {what}"))
-            wrong += [f"{line}, by the sites' histograms" if seen is histograms else line for line in unwell[0]]
+            wrong += [f"{line}, by the sites' histograms" if seen is histograms else line for line in _amiss(newest)]
     if silences:
         sick.append((silences[0].since, "a site is silent"))
     version = max((int(seen[0].model_version) for seen in (windows, histograms) if seen), default=None)
@@ -68,7 +65,7 @@ def how_things_stand(engine: sa.Engine) -> Morning:
         headline = f"Not as expected since {moment(since)} ({why})"
     elif windows or histograms:
         seen = windows or histograms
-        well = next((length for length, window in enumerate(seen) if _amiss(window)), len(seen))
+        well = next((length for length, window in enumerate(seen) if _unwell(window)), len(seen))
         headline = f"Healthy since {moment(seen[well - 1].started_at)} (the last {well} windows are as expected)"
     else:
         headline = "No window of traffic is complete yet"
@@ -123,9 +120,26 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%a %d %b %H:%M")
 
 
-def _amiss(window: Any) -> list[str]:
+def _newest(
+    connection: sa.Connection, table: sa.Table, since: sa.Column[float]
+) -> tuple[Sequence[sa.Row[Any]], dict[str, Any]]:
+    """The last windows in short, newest first, and the evidence of the newest: all of it may be large."""
+    t = table.c
+    short = sa.select(
+        t.window, since.label("started_at"), t.model_version, t.odd, t.evidence["quality"].label("quality")
+    )
+    seen = connection.execute(short.order_by(t.window.desc()).limit(_WINDOWS_BACK)).all()
+    if not seen:
+        return seen, {}
+    return seen, connection.execute(sa.select(t.evidence).where(t.window == seen[0].window)).scalar_one()
+
+
+def _unwell(window: sa.Row[Any]) -> bool:
+    return bool(window.odd or amiss(window.quality or ()))
+
+
+def _amiss(evidence: dict[str, Any]) -> list[str]:
     """What was wrong in a window, the worst first; empty where nothing was."""
-    evidence = window.evidence
     said = []
     scopes: dict[str, Any] = {name: seen for name, seen in evidence.get("scopes", {}).items() if seen["odd"]}
     if scopes:

@@ -26,7 +26,8 @@ from monitoring.panels import HISTOGRAMS
 from pipelines import registry
 from pipelines.federated.engines.engine import Engine
 from pipelines.federated.files import write_atomically
-from pipelines.federated.jobs import DescribeAnswer, DescribeJob, Failure, Watch
+from pipelines.federated.jobs import DescribeAnswer, DescribeJob, Failure
+from pipelines.federated.watching import Watch
 from pipelines.gather import embedded_engine
 from pipelines.judging import scopes_told
 from pipelines.loop import weights_of

@@ -162,10 +162,10 @@ def _version_link(settings: Settings, version: int) -> str:
 def _worst_first(watcher: Watcher) -> list[str]:
     """Every site that is known, those first that were furthest off in the last windows."""
     known = watcher.habit.sites
+    if len(known) <= MOST_SITES:
+        return sorted(known)
     newest = sa.select(WINDOWS.c.evidence["scopes"]).order_by(WINDOWS.c.window.desc()).limit(LABELS_MAY_TAKE)
     with watcher.log.engine.connect() as connection:
         windows = connection.execute(newest).scalars().all()
     worst = {site: max((float(w[site]["worst"]) for w in windows if w and site in w), default=0.0) for site in known}
-    if len(known) <= MOST_SITES:
-        return sorted(known)
     return sorted(known, key=lambda site: (-worst[site], site))

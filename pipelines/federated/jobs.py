@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.federated.rules import PLAIN, LocalRule
 from pipelines.federated.stages import Stage
+from pipelines.federated.watching import Watch
 from pipelines.federated.work import LocalWork
 
 Parameters = dict[str, torch.Tensor]
@@ -65,25 +66,6 @@ class EvaluateJob:
     slice_edges: dict[str, tuple[float, ...]]
     replicates: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a monitor counts of a site's rows: columns by the inner edges of their bins, classes by half numbers.
-
-    turn: 0 asks for the reference of the version; from 1 on for the rows that came since, each in one turn. recorded:
-    the last turn for which this site's answer arrived. known: snapshots that the version has learned from or was judged
-    on. smallest: a bin with fewer rows is not told.
-    """
-
-    version: str
-    turn: int
-    edges: dict[str, tuple[float, ...]]
-    known: tuple[str, ...]
-    parameters: Parameters
-    centroids: Floats
-    smallest: int = 5
-    recorded: int = 0
 
 
 @dataclass(frozen=True)

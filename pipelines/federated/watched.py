@@ -19,6 +19,7 @@ from models.quality import QUALITY_COLUMNS
 from pipelines.federated import jobs
 from pipelines.federated.files import write_atomically
 from pipelines.federated.scoring import class_probabilities
+from pipelines.federated.watching import Watch
 
 if TYPE_CHECKING:
     from pipelines.federated.site import Site
@@ -30,7 +31,7 @@ def write_reference(site: Site, job: jobs.ReferenceJob) -> jobs.ReferenceAnswer:
     return jobs.ReferenceAnswer(len(table))
 
 
-def count_watched(site: Site, watch: jobs.Watch) -> jobs.DescribeAnswer:
+def count_watched(site: Site, watch: Watch) -> jobs.DescribeAnswer:
     """Histograms of the reference (turn 0), or of the rows that came since, each counted in one turn.
 
     A turn may be asked again until its answer has been recorded.
@@ -78,7 +79,7 @@ def _numbers(table: pd.DataFrame, column: str) -> jobs.Floats:
     return table[column].to_numpy(dtype=np.float64) if column in table else np.zeros(0)
 
 
-def _new_snapshots(site: Site, watch: jobs.Watch) -> tuple[str, ...]:
+def _new_snapshots(site: Site, watch: Watch) -> tuple[str, ...]:
     """The snapshots of this turn, remembered until its answer has been recorded."""
     path = site.store.root / "counted" / f"{watch.version}.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"turn": 0, "now": [], "before": []}

@@ -28,10 +28,10 @@ def evidence(dark: bool = False, quality: str = "") -> dict[str, Any]:
     return {"scopes": scopes, "mix": {"site-1": 1, "site-3": 1}, "quality": [finding] if quality else []}
 
 
-def report(connection: sa.Connection, number: int, **kind: Any) -> None:
-    row = {"from_seq": number, "to_seq": number + 1, "rows": 250, "ended_at": (number + 1) * HOUR_S}
-    row["started_at"] = number * HOUR_S
-    connection.execute(sa.insert(WINDOWS), row | {"model_version": 2, "odd": 0, "evidence": evidence(**kind)})
+def report(connection: sa.Connection, number: int, dark: bool = False, quality: str = "") -> None:
+    row = {"from_seq": number, "to_seq": number + 1, "rows": 250, "model_version": 2, "odd": int(dark)}
+    row |= {"started_at": number * HOUR_S, "ended_at": (number + 1) * HOUR_S}
+    connection.execute(sa.insert(WINDOWS), row | {"evidence": evidence(dark, quality)})
 
 
 def test_nothing_is_known_before_the_first_window() -> None:

@@ -25,6 +25,7 @@ from pipelines.federated.scaffold import SCAFFOLD
 from pipelines.federated.site import Site
 from pipelines.federated.stages import ClipByNorm
 from pipelines.federated.store import stack_images
+from pipelines.federated.watching import Watch
 from pipelines.federated.work import LocalWork
 
 # Every type that leaves a site. A new one belongs here only after somebody has asked what it tells about one row.
@@ -99,8 +100,8 @@ def every_job(train: tuple[str, ...], evaluation: tuple[str, ...], clusters: int
         jobs.AnnotateJob("space", train, centroids, "margin", quota, 0, centroids, radius, initial()),
         jobs.SpreadJob("another", "space", "graph", centroids, histogram, radius, 0.5, 0.6, 0.5, 0),
         jobs.ReferenceJob(train, initial(), centroids, "1"),
-        jobs.DescribeJob((), "new", watch=jobs.Watch("1", 0, WATCHED, (), initial(), centroids)),
-        jobs.DescribeJob((), "new", watch=jobs.Watch("1", 1, WATCHED, train, initial(), centroids)),
+        jobs.DescribeJob((), "new", watch=Watch("1", 0, WATCHED, (), initial(), centroids)),
+        jobs.DescribeJob((), "new", watch=Watch("1", 1, WATCHED, train, initial(), centroids)),
         diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
         replace(
             diagnose_job(train, evaluation, centroids.astype(np.float64), np.full(clusters, 2.0)),
