@@ -152,7 +152,7 @@ def _beside(settings: Settings, engine: sa.Engine, now: float) -> list[str]:
         return [f"version {last.version} answers {policy.canary_share:.0%} of the sites: {seen.says}"]
     if any(one.to_step == CHAMPION for one in standing.values()):
         return []  # one at a time: the fallback would be a version that nobody has proved
-    release.promote(settings, last.version, f"{last.reason}; canary: {seen.says}", seen.figures)
+    release.promote(settings, last.version, f"shadow: {last.reason}; canary: {seen.says}", seen.figures)
     return [f"version {last.version} is champion, on probation: {seen.says}"]
 
 
