@@ -12,7 +12,7 @@ BIN     := $(VENV)/bin
 FEDLOOP := $(BIN)/fedloop
 INSTALL := $(VENV)/.installed
 
-.PHONY: bench-rehearsal bench-federated bench-labels bench-diagnosis run test lint up down status traffic setup clean help
+.PHONY: bench-serving bench-rehearsal bench-federated bench-labels bench-diagnosis run test lint up down status traffic setup clean help
 
 run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 	@$(FEDLOOP) run $(TASK)
@@ -57,6 +57,9 @@ bench-federated: $(INSTALL)  ## every figure of the federated engine (hours; QUI
 
 bench-diagnosis: $(INSTALL)  ## are the causes of errors found? (QUICK=1: one seed)
 	@$(BIN)/python benchmarks/diagnosis.py $(if $(QUICK),--quick)
+
+bench-serving: $(INSTALL)  ## requests a second beside MLflow and a plain handler, and kills under load (QUICK=1: a minute)
+	@$(BIN)/python benchmarks/serving.py $(if $(QUICK),--quick)
 
 bench-labels: $(INSTALL)  ## what a label is worth by how it was chosen, and clusters of rows that stay (QUICK=1: a minute)
 	@$(BIN)/python benchmarks/clustering.py $(if $(QUICK),--quick)
