@@ -12,7 +12,8 @@ BIN     := $(VENV)/bin
 FEDLOOP := $(BIN)/fedloop
 INSTALL := $(VENV)/.installed
 
-.PHONY: bench-log bench-alarm bench-rehearsal bench-federated bench-labels bench-diagnosis run test lint up down status traffic setup clean help
+.PHONY: run test lint up down status traffic setup clean help bench-rehearsal bench-federated bench-labels \
+	bench-diagnosis bench-serving bench-alarm bench-recovery bench-log
 
 run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 	@$(FEDLOOP) run $(TASK)
@@ -63,6 +64,9 @@ bench-alarm: $(INSTALL)  ## how often is the alarm false, how soon does it come?
 
 bench-log: $(INSTALL)  ## what a window costs in a long log (QUICK=1: two minutes)
 	@$(BIN)/python benchmarks/log.py $(if $(QUICK),--quick)
+
+bench-serving: $(INSTALL)  ## requests a second beside MLflow and a plain handler, and kills under load (QUICK=1: a minute)
+	@$(BIN)/python benchmarks/serving.py $(if $(QUICK),--quick)
 
 bench-labels: $(INSTALL)  ## what a label is worth by how it was chosen, and clusters of rows that stay (QUICK=1: a minute)
 	@$(BIN)/python benchmarks/clustering.py $(if $(QUICK),--quick)

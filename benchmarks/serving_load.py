@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
             return
         now, status, load = time.perf_counter(), int(head[9:12]), self.load
         if status == 503 and now < self.give_up:
-            asyncio.get_running_loop().call_later(0.05, self.ask)
+            self.transport.abort()  # the service closes it too; it is made anew, and asks then
             return
         load.latencies_s.append(now - self.began)
         if status == 200:
@@ -146,11 +146,12 @@ class Connection(asyncio.Protocol):
     async def reconnect(self) -> None:
         """What broke is sent again under the same id, as long as there is patience."""
         while time.perf_counter() < self.give_up:
+            await asyncio.sleep(0.05)
             try:
                 await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self.load.port)
                 return
             except OSError:
-                await asyncio.sleep(0.05)
+                continue
         self.load.refused += 1
         self.finish()
 

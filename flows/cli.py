@@ -245,6 +245,21 @@ def release(task: TaskName = "digits") -> None:
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Option("--onnx", help="write model.onnx and model.json into this folder")],
+    task: TaskName = "digits",
+    int8: Annotated[bool, typer.Option("--int8", help="also a static int8 variant, its cost measured")] = False,
+) -> None:
+    """The champion as an ONNX graph, for machines without torch; refused when it answers otherwise than it should."""
+    from pipelines.export import export_champion
+
+    done = export_champion(_settings(task), folder, int8)
+    typer.echo(f"version {done.version}: probabilities differ by {done.difference:.1g} at most on {done.rows} rows")
+    if done.int8_accuracy is not None:
+        typer.echo(f"accuracy on held-out rows: {done.accuracy:.4f}, as int8 {done.int8_accuracy:.4f}")
+
+
+@app.command()
 def monitor(task: TaskName = "digits") -> None:
     """Look at the windows of traffic that nobody has looked at yet; says what was odd and whether it is an alarm."""
     from pipelines.watch import look
