@@ -301,7 +301,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axis.set_ylabel("accuracy", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6.5, loc="lower left")
+        axis.legend(fontsize=6.5, loc="best", framealpha=0.6)
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     figure.suptitle("Does retraining on an alarm keep up with retraining every window? Dots: the loop retrains")
