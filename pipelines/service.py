@@ -31,6 +31,7 @@ from pipelines import serving_cases, serving_logs
 from pipelines import serving_described as described
 from pipelines import serving_wire as wire
 from pipelines.desk import router as desk
+from pipelines.registry import Version
 from pipelines.serving_access import Access, Caller
 from pipelines.serving_batch import Batcher
 from pipelines.serving_beside import Shadow
@@ -187,11 +188,15 @@ def create_app(settings: Settings) -> Door:
 
 
 def _following(watcher: ChampionWatcher) -> dict[str, str | None]:
-    refused, beside = watcher.refused or watcher.refused_beside, watcher.served.beside if watcher.served else None
+    def told(refused: tuple[Version, str] | None) -> str | None:
+        return refused and f"version {refused[0].number}: {refused[1]}"
+
+    beside = watcher.served.beside if watcher.served else None
     return {
         "beside": None if beside is None else f"version {beside.model.version.number} ({beside.step})",
         "registry": watcher.problem or "reachable",
-        "refused": refused and f"version {refused[0].number}: {refused[1]}",
+        "refused": told(watcher.refused),
+        "refused_beside": told(watcher.refused_beside),
     }
 
 

@@ -214,8 +214,8 @@ def _write(url: str, images: Path, worker: int) -> None:
 
 
 def test_several_processes_write_one_log_and_nothing_is_lost(log: TrafficLog) -> None:
-    context = multiprocessing.get_context("fork")
-    log.close()  # no open SQLite connection may cross a fork
+    context = multiprocessing.get_context("spawn")
+    log.close()
     url = str(log.engine.url)
     workers = [context.Process(target=_write, args=(url, log.images, worker)) for worker in range(3)]
     for worker in workers:

@@ -20,7 +20,7 @@ from models.images import content_hash, encode_png
 from monitoring import cases as book
 from monitoring.cases import Case, Submission, short
 from monitoring.pictures import Pictures
-from pipelines import challenger, gather, loop, registry, release
+from pipelines import challenger, gather, loop, packing, registry, release
 from pipelines.cases import CaseReport, Questions, ask_cases, failing_cases, opened, questions
 from pipelines.evaluate import Verdict, judge_cases
 from pipelines.federated.jobs import Parameters
@@ -240,7 +240,9 @@ def test_a_champion_of_another_model_cannot_be_compared_with(pair: tuple[Setting
     )  # fmt: skip
     folder = registry.fetch(settings, 1)
     tensors, words = artifact.read(folder)
+    origin = json.loads((folder / "origin.json").read_text())["origin"]
     artifact.save(folder, "digits", tensors | {"extra": torch.zeros(1)}, words)
+    packing.seal(folder, origin)
     assert promote_by_hand(settings, 3, "a new model") == 3
 
 

@@ -52,12 +52,12 @@ def test_a_log_without_limits_forgets_nothing(house: Settings) -> None:
 
 def test_a_pass_takes_what_is_old_and_leaves_the_windows_whose_labels_may_come(house: Settings) -> None:
     (said,) = upkeep.keep_within_limits(house, dry_run=True)
-    assert said == "the log would forget 50 windows, rows 1 to 500; nothing is removed"
+    assert said == "the log would forget 60 windows, rows 1 to 600; nothing is removed"
     assert count(house) == 1000
     assert "forgot 20 windows (200 rows, 0 pictures" in upkeep.keep_within_limits(house, most_windows=20)[0]
-    assert "forgot 30 windows (300 rows" in upkeep.keep_within_limits(house)[0]
+    assert "forgot 40 windows (400 rows" in upkeep.keep_within_limits(house)[0]
     assert upkeep.keep_within_limits(house) == []
-    assert count(house) == 500
+    assert count(house) == 400
 
 
 def test_an_open_decision_and_a_limit_too_small_are_said(house: Settings) -> None:
@@ -70,7 +70,7 @@ def test_an_open_decision_and_a_limit_too_small_are_said(house: Settings) -> Non
     assert number is not None
     alarm.claim(log.engine, number, "run")
     alarm.finish(log.engine, number, "done")
-    assert "forgot 29 windows" in upkeep.keep_within_limits(small)[0]
+    assert "forgot 39 windows" in upkeep.keep_within_limits(small)[0]
     log.close()
 
 
@@ -90,11 +90,11 @@ def test_the_commands_say_what_there_is_and_what_they_did(
         assert "1000 rows since 1970-01-12 13:46 UTC" in fedloop("status")
         assert "100 windows are reported, 0 rows wait for one" in fedloop("status")
         assert "within its limits" in fedloop("prune")
-        assert "would forget 50 windows" in fedloop("prune", "--keep-days", "1", "--dry-run")
-        assert "forgot 50 windows" in fedloop("prune", "--keep-days", "1")
-        assert "500 rows in 1 files" in fedloop("export", str(tmp_path / "out"), "--to", "1970-01-12")
+        assert "would forget 60 windows" in fedloop("prune", "--keep-days", "1", "--dry-run")
+        assert "forgot 60 windows" in fedloop("prune", "--keep-days", "1")
+        assert "400 rows in 1 files" in fedloop("export", str(tmp_path / "out"), "--to", "1970-01-12")
         assert "0 rows in 0 files" in fedloop("export", str(tmp_path / "out"), "--from", "1970-01-13")
-        assert "of 500 rows only aggregates are left" in fedloop("status")
+        assert "of 600 rows only aggregates are left" in fedloop("status")
     finally:
         os.environ.clear()
         os.environ.update(before)
