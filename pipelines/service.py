@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> Door:
     shadow = Shadow(log.engine, lambda: watcher.served, metrics.beside, metrics.shed)
     batcher = Batcher(net, lambda: watcher.served, watcher.why_none, logged)
 
-    access = Access(log.engine, settings.host, settings.service.replicas)
+    access = Access(log.engine, settings.host, settings.service.replicas, settings.folder / "tokens.json")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

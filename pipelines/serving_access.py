@@ -15,10 +15,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import sqlalchemy as sa
 
+from models.errors import Missing
 from pipelines import serving_tokens as tokens
+from pipelines.federated.files import write_atomically
 from pipelines.serving_tokens import Token
 from pipelines.serving_wire import Refusal
 
@@ -69,32 +72,53 @@ class Caller:
 class Access:
     """The tokens as they were a moment ago, and what each may still ask.
 
-    host: where the service listens. replicas: how many share the rate of a token.
+    host: where the service listens. replicas: how many share the rate of a token. copy: a file that keeps the hashes,
+    for a service that starts while the log's database is away.
     """
 
-    def __init__(self, engine: sa.Engine, host: str, replicas: int = 1, clock: Callable[[], float] = time.time) -> None:
-        self._engine, self._replicas, self._clock = engine, replicas, clock
+    def __init__(
+        self,
+        engine: sa.Engine,
+        host: str,
+        replicas: int = 1,
+        copy: Path | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine, self._replicas, self._copy, self._clock = engine, replicas, copy, clock
         self._local = is_local(host)
         self._tokens: dict[str, Token] = {}
         self._meters: dict[str, _Meter] = {}
-        tokens.open_tables(engine)
-        self.refresh()
+        self._known = self._opened = False  # whether they have been read at all; whether the tables are there
+        self._read()
 
     def refresh(self) -> None:
         """Read the tokens. Whoever comes while the database is down is judged by those that were read last."""
-        self._tokens = tokens.valid(self._engine)
+        if not self._opened:
+            tokens.open_tables(self._engine)
+            self._opened = True
+        found = tokens.valid(self._engine)
+        if self._copy is not None and (found != self._tokens or not self._copy.exists()):
+            write_atomically(self._copy, tokens.to_json(found))
+        self._tokens, self._known = found, True
+
+    def _read(self) -> None:
+        try:
+            self.refresh()
+        except (sa.exc.SQLAlchemyError, Missing) as error:
+            logger.warning("the tokens cannot be read: %s", str(error).partition("\n")[0])
+            if not self._known and self._copy is not None and self._copy.exists():
+                self._tokens, self._known = tokens.from_json(self._copy.read_bytes()), True
 
     async def follow(self) -> None:
         """Read them once a second, for ever."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except sa.exc.SQLAlchemyError as error:
-                logger.warning("the tokens cannot be read: %s", str(error).partition("\n")[0])
+            await asyncio.to_thread(self._read)
 
     def describe(self) -> str:
         """What the log says of it at the start."""
+        if not self._known:
+            return "the log's database is away, and with it the tokens: all is refused until they can be read"
         if self._tokens:
             return f"requests need one of {len(self._tokens)} tokens"
         if self._local:
@@ -105,10 +129,16 @@ class Access:
         """The caller of a request to `path`, who pays for one row.
 
         Raises:
-            Refusal: 401 without a valid token, 403 for one that is not for this, 429 for one that is too fast.
+            Refusal: 401 without a valid token, 403 for one that is not for this, 429 for one that is too fast, 503
+                where none could be read since the start.
         """
         # The desk has doors of its own at every site.
-        if path in OPEN or path == "/desk" or path.startswith("/desk/") or (self._local and not self._tokens):
+        if path in OPEN or path == "/desk" or path.startswith("/desk/"):
+            return Caller(None)
+        if not self._known:
+            said = "the log's database is away, and with it the tokens that say who may ask; try again"
+            raise Refusal(503, "log_unavailable", said, retry_after_s=2)
+        if self._local and not self._tokens:
             return Caller(None)
         token = self._token(authorization)
         scope = _SCOPES.get(path) or ("cases" if path.startswith("/cases/") else "admin")

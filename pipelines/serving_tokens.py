@@ -7,11 +7,12 @@ in small blocks before it is used, so that neither several replicas nor a restar
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, MetaData, String, Table
@@ -120,6 +121,15 @@ def valid(engine: sa.Engine) -> dict[str, Token]:
     with engine.connect() as connection:
         rows = connection.execute(sa.select(*columns).where(_VALID).order_by(TOKENS.c.made_at)).mappings()
         return {row["sha256"]: Token(**{**row, "scopes": frozenset(row["scopes"].split())}) for row in rows}
+
+
+def to_json(found: Mapping[str, Token]) -> bytes:
+    """Tokens as a file's content; from_json is the way back."""
+    return json.dumps([asdict(each) | {"scopes": sorted(each.scopes)} for each in found.values()]).encode()
+
+
+def from_json(content: bytes) -> dict[str, Token]:
+    return {each["sha256"]: Token(**{**each, "scopes": frozenset(each["scopes"])}) for each in json.loads(content)}
 
 
 def used(engine: sa.Engine, day: str) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from fresh_logs import fresh_log
 from hypothesis import given
 from hypothesis import settings as examples
@@ -182,6 +183,23 @@ def test_an_open_service_is_open_to_this_machine_alone() -> None:
         with pytest.raises(Refusal):
             Access(log.engine, "127.0.0.1").admit("/predict", "")
     assert is_local("localhost") and is_local("::1") and not is_local("example.org")
+
+
+def test_without_its_database_a_service_knows_the_tokens_it_knew_and_else_lets_nobody_in(tmp_path: Path) -> None:
+    away, copy = sa.create_engine(f"sqlite:///{tmp_path / 'nowhere' / 'log.db'}"), tmp_path / "tokens.json"
+    with pytest.raises(Refusal) as error:
+        Access(away, "127.0.0.1", copy=copy).admit("/predict", "")
+    assert (error.value.status, error.value.code) == (503, "log_unavailable")
+    with fresh_log() as log:
+        token = serving_tokens.add(log.engine, "first", "a", ["predict"])
+        Access(log.engine, "127.0.0.1", copy=copy)
+    assert token not in copy.read_text()
+    access = Access(away, "127.0.0.1", copy=copy)
+    assert access.admit("/predict", bearer(token)).site == "a"
+    for wrong in ("", bearer("x")):
+        with pytest.raises(Refusal) as error:
+            access.admit("/predict", wrong)
+        assert error.value.status == 401
 
 
 @pytest.mark.parametrize(
