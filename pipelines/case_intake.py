@@ -163,7 +163,7 @@ def lines_of_zip(data: bytes) -> list[Line]:
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
         raise BadInput(f"the file is no readable ZIP ({error})") from error
     inside = [info for info in archive.infolist() if not info.is_dir()]
     if sum(info.file_size for info in inside) > MAX_UNPACKED_BYTES:
