@@ -103,7 +103,7 @@ def scale(quick: bool) -> dict[str, Any]:
 def compression(quick: bool) -> dict[str, Any]:
     import federated_compression
 
-    found = federated_compression.measure(quick, say=CONSOLE.print)
+    found = federated_compression.measure(quick, ["keyboard"] if quick else None, CONSOLE.print)
     for table in federated_compression.tables(found):
         CONSOLE.print(table)
     if not quick:
