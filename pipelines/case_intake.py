@@ -165,7 +165,7 @@ def lines_of_zip(data: bytes) -> list[Line]:
         archive = zipfile.ZipFile(io.BytesIO(data))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
         raise BadInput(f"the file is no readable ZIP ({error})") from error
-    inside = [info for info in archive.infolist() if not info.is_dir()]
+    inside = [info for info in archive.infolist() if info.filename and not info.is_dir()]
     if sum(info.file_size for info in inside) > MAX_UNPACKED_BYTES:
         raise BadInput(f"the ZIP unpacks to more than {MAX_UNPACKED_BYTES // 2**20} MB; send several")
     paths = {PurePosixPath(info.filename.replace("\\", "/")): info for info in inside}
