@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    import sqlalchemy as sa
+from flows.named_task import TaskName, log_of
 
 app = typer.Typer(help="What the alarm decided, and what waits for a person.", no_args_is_help=True)
-
-TaskName = Annotated[str, typer.Option("--task", help="digits, retina, pneumonia, or package.module:TASK")]
 
 
 @app.command("list")
@@ -31,7 +28,7 @@ def list_alarms(
     shown = Table()
     for column in ("decision", "at", "severity", "state", "what happened", "what became of it"):
         shown.add_column(column)
-    for each in reversed(alarm.decisions(_log(task))):
+    for each in reversed(alarm.decisions(log_of(task))):
         if waiting and each.state not in alarm.UNANSWERED:
             continue
         at = f"{datetime.fromtimestamp(each.created_at):%Y-%m-%d %H:%M}"
@@ -50,15 +47,5 @@ def ack(
     """Acknowledge a page or a request for labels: it is dealt with, and retraining is allowed again."""
     from monitoring import alarm
 
-    alarm.acknowledge(_log(task), decision, reason)
+    alarm.acknowledge(log_of(task), decision, reason)
     typer.echo(f"decision {decision} is closed: {reason}")
-
-
-def _log(task: str) -> sa.Engine:
-    from monitoring.database import connect
-    from pipelines.settings import load_settings
-
-    settings = load_settings(task)
-    settings.apply_environment()
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    return connect(settings.database_url)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flows.named_task import TaskName, settings_of
+
 if TYPE_CHECKING:
     from pipelines.case_intake import Line
     from pipelines.settings import Settings
@@ -17,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-TaskName = Annotated[str, typer.Option("--task", help="digits, retina, pneumonia, or package.module:TASK")]
 By = Annotated[str, typer.Option("--by", help="who says so")]
 
 
@@ -35,7 +36,7 @@ def add(
 
     words = {"expected": expected, "site": site, "by": by, "note": note}
     said = {name: value for name, value in words.items() if value}
-    _take(_settings(task), [Line(number, str(file), said, reader(file)) for number, file in enumerate(files, 1)])
+    _take(settings_of(task), [Line(number, str(file), said, reader(file)) for number, file in enumerate(files, 1)])
 
 
 @app.command("import")
@@ -50,7 +51,7 @@ def import_file(
     """
     from pipelines.case_intake import lines_of
 
-    _take(_settings(task), lines_of(source))
+    _take(settings_of(task), lines_of(source))
 
 
 @app.command("list")
@@ -70,7 +71,7 @@ def list_cases(
     from pipelines.registry import CHAMPION, by_alias
     from pipelines.serving_model import load_version
 
-    settings = _settings(task)
+    settings = settings_of(task)
     champion = by_alias(settings, CHAMPION)
     model = None if champion is None else load_version(settings, champion)
     with opened(settings) as log:
@@ -99,16 +100,8 @@ def withdraw(
     from monitoring import cases
     from pipelines.cases import opened
 
-    with opened(_settings(task)) as log:
+    with opened(settings_of(task)) as log:
         typer.echo(cases.withdraw(log.engine, case_id, reason, by).sentence)
-
-
-def _settings(task: str) -> Settings:
-    from pipelines.settings import load_settings
-
-    settings = load_settings(task)
-    settings.apply_environment()
-    return settings
 
 
 def _take(settings: Settings, lines: Sequence[Line]) -> None:

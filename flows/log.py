@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.named_task import TaskName, settings_of
+
 if TYPE_CHECKING:
-    from pipelines.settings import Settings
+    pass
 
 app = typer.Typer(
     help="The traffic log: how large it is, Parquet files of it, and what it may forget.", no_args_is_help=True
 )
-
-TaskName = Annotated[str, typer.Option("--task", help="digits, retina, pneumonia, or package.module:TASK")]
 
 
 @app.command()
@@ -23,7 +23,7 @@ def status(task: TaskName = "digits") -> None:
     """How many rows the log has, since when, how many bytes they take, and what waits in the spool."""
     from pipelines import upkeep
 
-    for sentence in upkeep.describe(_settings(task)):
+    for sentence in upkeep.describe(settings_of(task)):
         typer.echo(sentence)
 
 
@@ -40,7 +40,7 @@ def prune(
     """
     from pipelines import upkeep
 
-    settings = _settings(task)
+    settings = settings_of(task)
     given = {name: value for name, value in (("keep_days", keep_days), ("keep_gb", keep_gb)) if value is not None}
     settings = settings.model_copy(update={"log": settings.log.model_copy(update=given)})
     said = upkeep.keep_within_limits(settings, dry_run, most_windows=10**9)
@@ -60,7 +60,7 @@ def export(
     from monitoring.export import export as write
     from pipelines.cases import opened
 
-    with opened(_settings(task)) as log:
+    with opened(settings_of(task)) as log:
         done = write(log, folder, first and first.date(), last and last.date(), site or ())
     typer.echo(f"{done.rows} rows in {done.files} files under {folder}")
 
@@ -70,12 +70,4 @@ def merge(task: TaskName = "digits") -> None:
     """Bring rows that a service has left in the spool into the database; a running service does so by itself."""
     from pipelines import upkeep
 
-    typer.echo(f"{upkeep.merge(_settings(task))} rows came out of the spool")
-
-
-def _settings(task: str) -> Settings:
-    from pipelines.settings import load_settings
-
-    settings = load_settings(task)
-    settings.apply_environment()
-    return settings
+    typer.echo(f"{upkeep.merge(settings_of(task))} rows came out of the spool")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    import sqlalchemy as sa
+from flows.named_task import TaskName, log_of
 
 app = typer.Typer(
     help="Who may ask the prediction service: for which site, for what, how fast. From the first one on it needs one.",
     no_args_is_help=True,
 )
-
-TaskOption = Annotated[str, typer.Option("--task", help="digits, retina, pneumonia, or your own")]
 
 
 @app.command("add")
@@ -27,20 +24,20 @@ def add(
     site: Annotated[str, typer.Option(help="it speaks for this site alone; empty: for any")] = "",
     rows_per_s: Annotated[float | None, typer.Option(help="rows a second; without it, as fast as it likes")] = None,
     rows_per_day: Annotated[int | None, typer.Option(help="rows a day (UTC): a bound on copying the model")] = None,
-    task: TaskOption = "digits",
+    task: TaskName = "digits",
 ) -> None:
     """Make a token. It is shown once; only its hash is kept."""
     from pipelines import serving_tokens
 
-    typer.echo(serving_tokens.add(_log(task), name, site or None, scope, rows_per_s, rows_per_day))
+    typer.echo(serving_tokens.add(log_of(task), name, site or None, scope, rows_per_s, rows_per_day))
 
 
 @app.command("list")
-def listed(task: TaskOption = "digits") -> None:
+def listed(task: TaskName = "digits") -> None:
     """The tokens that are valid, and what each has used of today."""
     from pipelines import serving_tokens
 
-    engine = _log(task)
+    engine = log_of(task)
     serving_tokens.open_tables(engine)
     used = serving_tokens.used(engine, time.strftime("%Y-%m-%d", time.gmtime()))
     for token in serving_tokens.valid(engine).values():
@@ -52,17 +49,9 @@ def listed(task: TaskOption = "digits") -> None:
 
 
 @app.command("revoke")
-def revoke(name: Annotated[str, typer.Argument(help="the token's name")], task: TaskOption = "digits") -> None:
+def revoke(name: Annotated[str, typer.Argument(help="the token's name")], task: TaskName = "digits") -> None:
     """End a token; the service forgets it within two seconds."""
     from pipelines import serving_tokens
 
-    serving_tokens.revoke(_log(task), name)
+    serving_tokens.revoke(log_of(task), name)
     typer.echo(f"{name} is revoked")
-
-
-def _log(task: str) -> sa.Engine:
-    from monitoring.traffic import TrafficLog
-    from pipelines.settings import load_settings
-
-    settings = load_settings(task)
-    return TrafficLog.open(settings.database_url, settings.images).engine

@@ -20,8 +20,6 @@ _STEP = 1.25
 LATENCY_EDGES_S = tuple(0.0005 * _STEP**i for i in range(53))
 """Upper edges of the latency buckets, from 0.5 ms to 55 s; a quantile read off them is at most 12% off."""
 
-KEEP_S = 30 * 86_400.0
-
 
 @dataclass
 class Counts:

@@ -207,16 +207,6 @@ class TrafficLog:
             asked = sa.select(PREDICTIONS.c.site).where(PREDICTIONS.c.prediction_id.in_(prediction_ids)).distinct()
             return set(connection.execute(asked).scalars())
 
-    def check_writable(self) -> None:
-        """Write nothing, as a writer would.
-
-        Raises:
-            sqlalchemy.exc.SQLAlchemyError, OSError: the log or its pictures cannot be written.
-        """
-        self.pictures.keep({})
-        with self.engine.begin() as connection:
-            connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.seq < 0))
-
     def count(self) -> int:
         with self.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from models.errors import BadInput
 from pipelines import packing
+from pipelines.federated.files import write_atomically
 from pipelines.registry import Version
 from pipelines.settings import Settings
 
@@ -21,10 +22,7 @@ def remember(settings: Settings, version: Version | None) -> None:
     if version is None:
         path.unlink(missing_ok=True)
         return
-    part = path.with_suffix(".partial")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps(asdict(version)))
-    part.replace(path)
+    write_atomically(path, json.dumps(asdict(version)).encode())
 
 
 def recall(settings: Settings) -> tuple[Version, Path] | None:

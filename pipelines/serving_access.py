@@ -20,6 +20,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from models.errors import Missing
+from monitoring.engines import reason
 from pipelines import serving_tokens as tokens
 from pipelines.federated.files import write_atomically
 from pipelines.serving_tokens import Token
@@ -105,7 +106,7 @@ class Access:
         try:
             self.refresh()
         except (sa.exc.SQLAlchemyError, Missing) as error:
-            logger.warning("the tokens cannot be read: %s", str(error).partition("\n")[0])
+            logger.warning("the tokens cannot be read: %s", reason(error))
             if not self._known and self._copy is not None and self._copy.exists():
                 self._tokens, self._known = tokens.from_json(self._copy.read_bytes()), True
 
@@ -206,7 +207,7 @@ class Access:
                 try:
                     meter.claimed += await asyncio.to_thread(tokens.claim, self._engine, token, day, block)
                 except sa.exc.SQLAlchemyError as error:
-                    logger.error("a token's budget cannot be read: %s", str(error).partition("\n")[0])
+                    logger.error("a token's budget cannot be read: %s", reason(error))
                     said = "the token's budget cannot be read; try again"
                     raise Refusal(503, "log_unavailable", said, retry_after_s=2) from error
             if meter.claimed < rows:

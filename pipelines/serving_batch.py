@@ -26,7 +26,7 @@ from models.images import content_hash, encode_png
 from models.quality import measure
 from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Prediction
-from pipelines.serving_beside import answer, left_to_people
+from pipelines.serving_beside import DIGITS, answer, left_to_people
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import Refusal, Row
@@ -37,7 +37,6 @@ INLINE_S = 0.01
 
 MAX_WAITING_ROWS = 2048
 
-_DIGITS = 6  # of a probability, in the answer and in the log
 _NAMES = uuid.UUID("2f0d4c1e-6f0e-5c0a-9d6c-8f3a0b7e51d2")
 
 logger = logging.getLogger("fedloop.service")
@@ -149,7 +148,7 @@ class Batcher:
         served = self._model()
         images = np.stack([row.image for row in rows])
         answers, versions = answer(served, images, [row.site for row in rows])
-        probabilities, values = answers.astype(np.float64).round(_DIGITS), measure(images)
+        probabilities, values = answers.astype(np.float64).round(DIGITS), measure(images)
         left = left_to_people(served, versions, images, values, answers)
         best, measured = probabilities.argmax(axis=1).tolist(), values.tolist()
         predictions = []

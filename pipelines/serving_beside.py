@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from models.images import Images, decode_png
 from monitoring.database import SHADOW_PREDICTIONS, insert_new
+from monitoring.engines import reason
 from monitoring.traffic import Prediction
 from pipelines.abstain import Floats, reasons
 from pipelines.serving_model import ServedModel
@@ -30,7 +31,8 @@ FLUSH_ROWS = 256
 FLUSH_S = 0.5
 TIMED_EVERY = 4  # batches; both versions predict them, and their times are compared
 
-_DIGITS = 6
+DIGITS = 6
+"""Of a probability, in the answer and in the log."""
 
 logger = logging.getLogger("fedloop.service")
 
@@ -66,8 +68,8 @@ def left_to_people(
         rows = np.flatnonzero(versions == model.version.number)
         if model.limits is not None and len(rows):
             said = reasons(model.limits, model.task, images[rows], quality[rows], shares[rows].max(axis=1))
-            for row, reason in zip(rows, said, strict=True):
-                found[row] = reason
+            for row, why in zip(rows, said, strict=True):
+                found[row] = why
     return found
 
 
@@ -137,7 +139,7 @@ class Shadow:
             with self._engine.begin() as connection:
                 connection.execute(insert_new(self._engine, SHADOW_PREDICTIONS), rows)
         except sa.exc.SQLAlchemyError as error:
-            logger.error("shadow predictions cannot be written: %s", str(error).partition("\n")[0])
+            logger.error("shadow predictions cannot be written: %s", reason(error))
             self._on_shed(len(rows))
 
 
@@ -153,7 +155,7 @@ def _predicted(
         began = time.perf_counter()
         found = model.predict(images)
         took = time.perf_counter() - began
-        shares, said = [[round(float(x), _DIGITS) for x in row] for row in found], found.argmax(axis=1).tolist()
+        shares, said = [[round(float(x), DIGITS) for x in row] for row in found], found.argmax(axis=1).tolist()
         if timed:
             began = time.perf_counter()
             other.predict(images)

@@ -19,6 +19,7 @@ from sqlalchemy import Column, Float, Integer, MetaData, String, Table
 
 from models.errors import BadInput
 from monitoring.database import insert_new
+from monitoring.engines import prepare
 
 METADATA = MetaData()
 
@@ -61,10 +62,12 @@ class Token:
 
 
 def open_tables(engine: sa.Engine) -> None:
-    """Make the tables where they are missing; several may do so at once."""
-    with engine.begin() as connection:
-        for table in METADATA.sorted_tables:
-            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+    """Make the tables where they are missing; several may do so at once.
+
+    Raises:
+        Missing: the database does not answer.
+    """
+    prepare(engine, METADATA)
 
 
 def add(

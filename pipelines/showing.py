@@ -7,6 +7,7 @@ that is shown twice is there once; and the panels of the project, whose texts ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -49,7 +50,7 @@ def show(watcher: Watcher, judged: Judged, rows: pd.DataFrame) -> None:
         made = drift.report(scope, here, there, at=at)
         board.write(from_seq, scope.scope, at, figures, report=made, full=scope.odd, metadata=metadata)
     _show_data(watcher, judged, at, from_seq, metadata)
-    _show_performance(watcher, rows, metadata, judged.evidence()["estimate"])
+    _show_performance(watcher, rows, metadata, asdict(judged.estimate))
 
 
 def _show_data(watcher: Watcher, judged: Judged, at: float, from_seq: int, metadata: Mapping[str, str]) -> None:

@@ -23,8 +23,7 @@ def keep_within_limits(settings: Settings, dry_run: bool = False, most_windows: 
         return []
     log = TrafficLog.open(settings.database_url, settings.images)
     try:
-        newest_windows = LABELS_MAY_TAKE
-        needed = retention.needed_from(log.engine, settings.retrain.maximum_new_rows, newest_windows)
+        needed = retention.needed_from(log.engine, settings.retrain.maximum_new_rows, LABELS_MAY_TAKE)
         found = retention.plan(log.engine, settings.log, needed)
         said, going = [], found.windows
         if dry_run and going:
