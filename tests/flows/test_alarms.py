@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 from listening import listener
@@ -22,11 +20,8 @@ PAGE = {"answer": "person", "severity": "critical", "sentence": "site-3 shows no
 
 
 @pytest.fixture
-def environment(settings: Settings) -> Iterator[dict[str, str]]:
-    before = dict(os.environ)
-    yield {"FEDLOOP_HOME": str(settings.home), "COLUMNS": "200"}
-    os.environ.clear()
-    os.environ.update(before)
+def environment(settings: Settings) -> dict[str, str]:
+    return {"FEDLOOP_HOME": str(settings.home), "COLUMNS": "200"}
 
 
 def test_a_page_is_listed_until_a_person_acknowledges_it(settings: Settings, environment: dict[str, str]) -> None:

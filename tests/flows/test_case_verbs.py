@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,9 @@ Fedloop = Callable[..., Result]
 
 
 @pytest.fixture
-def fedloop(settings: Settings) -> Iterator[Fedloop]:
-    before = dict(os.environ)
+def fedloop(settings: Settings) -> Fedloop:
     own = {"FEDLOOP_HOME": str(settings.home), "FEDLOOP_OUT": str(settings.out), "COLUMNS": "200"}
-    yield lambda *arguments: CliRunner().invoke(app, list(arguments), env=own)
-    os.environ.clear()
-    os.environ.update(before)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments), env=own)
 
 
 @pytest.fixture

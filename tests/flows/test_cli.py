@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +14,6 @@ from flows.cli import app
 VERBS = [
     "run", "up", "down", "status", "ingest", "train", "evaluate", "promote", "rollback", "monitor", "traffic", "report",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def environment_as_before() -> Iterator[None]:
-    """A verb sets the environment of its own process; here that is the test's."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def fedloop(*arguments: str, home: Path, **variables: str) -> Result:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from desk_house import SITE, House, desk_house
-from test_cli import environment_as_before as environment_as_before
 from test_cli import fedloop
 
 from pipelines.federated.doubts import Doubt, doubt

@@ -301,7 +301,6 @@ def test_it_serves_on_while_the_registry_is_down_and_says_so(settings: Settings,
 
 
 def test_a_port_in_use_is_one_sentence_and_exit_code_2(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    before = os.environ.copy()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -312,8 +311,6 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(settings: Settings, capsy
             assert service.main() == 2
         finally:
             signal.signal(signal.SIGTERM, handler)
-            os.environ.clear()
-            os.environ.update(before)
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"cannot listen on 127.0.0.1:{port}" in error
