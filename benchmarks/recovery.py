@@ -119,6 +119,8 @@ def _answer_the_alarm(world: World, course: Course, log: TrafficLog, number: int
     for report in watch.look(settings, now=now, draw=False):
         if report.decision is not None:
             course.told.append(f"window {number}: {report.decision.answer}: {report.decision.sentence}")
+            if report.decision.answer != "retrain":
+                alarm.acknowledge(log.engine, report.decision.decision, "somebody looked; nothing is broken", now)
     for decision in watch.ready(settings):
         alarm.emitted(log.engine, decision.decision, now)
         assert alarm.claim(log.engine, decision.decision, f"window {number}", now)
@@ -131,20 +133,25 @@ def _retrain(world: World, course: Course, serves_from: int, since: int | None, 
     settings = world.first if since is None else world.settings
     material = world.material() if since is None else gather.gather(settings, from_seq=since)
     adapted = loop.adapt(settings, material)
-    labelled = loop.buy_labels(settings, material, adapted)
-    trained = loop.fit(settings, material, labelled, adapted)
-    found = challenger.judge_challenger(settings, material, trained)
+    labelled, trained = None, adapted
+    found = challenger.spare_labels(settings, material, adapted) if gated else None
+    if found is None or trained is None:
+        labelled = loop.buy_labels(settings, material, adapted)
+        trained = loop.fit(settings, material, labelled, adapted)
+        found = challenger.judge_challenger(settings, material, trained)
     version = challenger.enter_registry(settings, material, labelled, trained, found)
     course.labels += labelled.newly_bought if labelled else 0
     course.retrained.append(serves_from - 1)
     if gated:
-        challenger.decide(settings, version, found.verdict, "drift")
+        challenger.decide(settings, material, version, found.verdict, "drift")
     else:
         release.promote(settings, version.number, "benchmark")
+    if gated:
+        course.told.append(f"window {serves_from - 1}: {found.verdict}")
     if gated and not found.verdict.passed:
         course.held_back.append(serves_from - 1)
-        course.told.append(f"window {serves_from - 1}: {found.verdict}")
         return
+    assert release.champion(settings) == version.number
     course.versions.append((serves_from, version.number, loop.trained_weights(trained)))
 
 

@@ -39,11 +39,14 @@ def retrain(task: str = "digits", decision: int | None = None, cause: str = "man
             work.finish("nothing new to learn from; the champion stays")
             return int(material.parent)
         adapted = step(loop.adapt, name="adapt")(settings, material)
-        labelled = step(loop.buy_labels, name="label")(settings, material, adapted)
-        trained = step(loop.fit, name="train")(settings, material, labelled, adapted)
-        found = step(challenger.judge_challenger, name="evaluate")(settings, material, trained)
+        labelled, trained = None, adapted
+        found = step(challenger.spare_labels, name="spare")(settings, material, adapted)
+        if found is None:
+            labelled = step(loop.buy_labels, name="label")(settings, material, adapted)
+            trained = step(loop.fit, name="train")(settings, material, labelled, adapted)
+            found = step(challenger.judge_challenger, name="evaluate")(settings, material, trained)
         version = step(challenger.enter_registry, name="register")(settings, material, labelled, trained, found)
-        outcome = step(challenger.decide, name="release")(settings, version, found.verdict, cause)
+        outcome = step(challenger.decide, name="release")(settings, material, version, found.verdict, cause)
         step(diagnose.tell_causes, name="diagnose")(settings, version.number)
         work.finish(outcome)
         return release.champion(settings)

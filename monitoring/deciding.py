@@ -16,6 +16,8 @@ from monitoring import alarm
 from monitoring.database import WINDOWS
 from monitoring.detector import Evidence, Window, detect, period_of
 from monitoring.drift import OVERALL
+from monitoring.error_evidence import with_errors
+from monitoring.estimate import NOTHING, Known
 from monitoring.policy import AlarmPolicy
 from monitoring.probable_cause import SILENCE, Facts, probable_cause, sentence, spans
 
@@ -25,15 +27,24 @@ minus this for each window."""
 
 
 def decide(
-    engine: sa.Engine, policy: AlarmPolicy, *, label_budget: float | None = None, now: float | None = None
+    engine: sa.Engine,
+    policy: AlarmPolicy,
+    *,
+    measured: Known = NOTHING,
+    label_budget: float | None = None,
+    now: float | None = None,
 ) -> alarm.Decision | None:
-    """Write the decision that the newest windows call for, if they do and the rules allow it."""
+    """Write the decision that the newest windows call for, if they do and the rules allow it.
+
+    measured: how often the version that serves was right on the rows it was judged on.
+    """
     moment = time.time() if now is None else now
     known = alarm.decisions(engine)
     newest = _newest(engine, policy)
     silent = _silence(_unused(newest, [one for one in known if one.cause == SILENCE.name]), policy)
     unused = _unused(newest, [one for one in known if one.cause != SILENCE.name])
-    for cause, evidence in (silent, _drift(unused, policy)):
+    labelled = with_errors(engine, unused, measured, policy.error_margin)
+    for cause, evidence in (silent, _drift(labelled, policy)):
         if evidence is None:
             continue
         evidence |= {"label_budget": label_budget}
@@ -84,7 +95,10 @@ def _told(windows: Sequence[Window], found: Evidence, policy: AlarmPolicy) -> tu
         worst = max(shown, key=lambda column: float(column["ratio"]))
         strength = max(log_evidence, columns.get(name, {}).get("log_evidence", 0.0))
         times = sum(column["ratio"] > 1.0 for column in shown)
-        columns[name] = {k: v for k, v in worst.items() if k != "tally"} | {"times": times, "log_evidence": strength}
+        columns[name] = {k: v for k, v in worst.items() if k not in ("tally", "labelled")} | {
+            "times": times,
+            "log_evidence": strength,
+        }
     columns = dict(sorted(columns.items(), key=lambda item: -item[1]["ratio"]))
     newest = [
         window["evidence"]["scopes"][one.scope]["columns"]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitoring.drift import OVERALL
+from monitoring.error_evidence import ERRORS, log_since_errors
 from monitoring.evidence import Binned, log_since
 from monitoring.policy import AlarmPolicy, Period
 
@@ -79,6 +80,8 @@ def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[Sc
                 if told.get("tally"):
                     columns.setdefault((scope, name), _Column([], [])).add(place, told["tally"])
     since = _since({key: one for key, one in columns.items() if len(one.places) > learnt}, learnt, persistence)
+    if (errors := _errors_since(windows, persistence)) is not None:
+        since[OVERALL, ERRORS] = errors
     scopes = sorted({scope for scope, _ in since})
     sites = max(1, sum(scope != OVERALL for scope in scopes))
     found = []
@@ -96,6 +99,20 @@ def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[Sc
         total = float(np.logaddexp.reduce(each_start) + np.log(share))
         found.append(ScopeEvidence(scope, total, int(windows[starts[start]]["window"]), speaking))
     return found
+
+
+def _errors_since(windows: Sequence[Window], persistence: int) -> dict[int, float] | None:
+    """The evidence of the labels, by the window since which it speaks; None where no row has one."""
+    told = {
+        place: found
+        for place, window in enumerate(windows)
+        if (found := window["evidence"].get("scopes", {}).get(OVERALL, {}).get("columns", {}).get(ERRORS))
+    }
+    if not told:
+        return None
+    wrong, right = np.array([one["labelled"] for one in told.values()], dtype=np.float64).T
+    values = log_since_errors(wrong, right, float(next(iter(told.values()))["threshold"]), persistence)
+    return {place: float(value) for place, value in zip(told, values, strict=True) if np.isfinite(value)}
 
 
 _SPEAKS = np.log(20.0)  # evidence from which a column is said to have changed, once its scope has

@@ -42,6 +42,9 @@ class AlarmPolicy(BaseModel):
 
     false_per_1000: float = Field(1.0, gt=0, le=100, description="false alarms in 1,000 windows of stable traffic")
     persistence: int = Field(2, ge=1, le=10, description="windows that must speak for a change: no one of them alone")
+    error_margin: float = Field(
+        0.03, ge=0, lt=1, description="further share of wrong answers, by labels, that is no evidence of anything"
+    )
     memory_windows: int = Field(50, ge=10, le=500, description="windows back to which a change may have begun")
     schedule: tuple[Period, ...] = Field((), description="known parts of the week; the first that holds counts")
     schedule_windows: int = Field(3, ge=1, description="windows of a part of the week that become its reference")

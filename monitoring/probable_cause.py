@@ -6,16 +6,20 @@ severity and a sentence. The first rule that holds counts; a new cause is a line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from models.quality import QUALITY_COLUMNS
 from monitoring.alarm import BROKEN, Answer
+from monitoring.error_evidence import ERRORS
 
 Severity = Literal["notice", "warning", "critical"]
 
 _ANSWERS = ("prediction", "confidence")  # columns that say what the model made of its input
+_OUTCOMES = (*_ANSWERS, ERRORS)
+_SPEAKS = math.log(20.0)  # evidence from which labels alone say that the model errs
 _MISSING = 0.5  # share of unusable values from which a camera is called broken
 _CONSTANT = 0.01  # standard deviation, in units of the reference's, below which a column is called constant
 _ONLY_NOISE = 1.03  # contrast by noise: 1.0 in the dark, 1.06 and more where a tenth of the light is left
@@ -43,7 +47,7 @@ class Facts:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(name for name in self.columns if name not in _ANSWERS)
+        return tuple(name for name in self.columns if name not in _OUTCOMES)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def _broken(facts: Facts) -> bool:
 
 def _is_broken(name: str, column: Mapping[str, Any]) -> bool:
     """Without value, without any variation, or without light or shadow: nothing that a scene would make."""
-    if name in _ANSWERS:
+    if name in _OUTCOMES:
         return False
     if str(column["what"]).startswith("the share of missing") and column["now"] >= _MISSING:
         return True
@@ -88,6 +92,10 @@ def _answers_alone(facts: Facts) -> bool:
 
 RULES: tuple[tuple[Callable[[Facts], bool], Cause], ...] = (
     (_broken, Cause(BROKEN, "person", "a broken camera or sensor; nothing is retrained until somebody has looked")),
+    (
+        lambda facts: facts.speaks(ERRORS) > max(_SPEAKS, facts.speaks(*facts.inputs)),
+        Cause(ERRORS, "retrain", "by the labels that came since, the model errs"),
+    ),
     (
         lambda facts: _answers_alone(facts) and facts.speaks("prediction") >= facts.speaks("confidence"),
         Cause("label shift", "labels", "another mix of classes, or the model errs; labels would tell"),

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from models.artifact import read as read_weights
 from pipelines import registry, steps
 from pipelines.cases import ask_cases, keep_report
 from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
-from pipelines.gather import Material, embedded_engine, frozen
+from pipelines.gather import Material, embedded_engine
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
 from pipelines.reference import write_held_out
 from pipelines.settings import Settings
-from pipelines.summarize import Snapshots, ask_all, summarize
+from pipelines.summarize import ask_all, summarize
 from pipelines.tracking import Run
 
 LOG = logging.getLogger("fedloop")
@@ -38,10 +39,28 @@ def judge_challenger(settings: Settings, material: Material, trained: Trained) -
         champion,
         settings.gate,
         settings.seed,
+        material.fresh,
     )
     cases = ask_cases(settings, challenger, champion)
     found = replace(found, verdict=judge_cases(found.verdict, cases), cases=cases)
     LOG.info("evaluate: %s", found.verdict)
+    return found
+
+
+def spare_labels(settings: Settings, material: Material, adapted: Trained | None) -> Evaluation | None:
+    """What the gate says of the adapted model where it is enough, so that no label is bought; None where it is not.
+
+    It is enough when it passes and, on the new rows, reaches what the champion was measured at when it was made but
+    for `labels.spared_within`.
+    """
+    if adapted is None or material.parent is None:
+        return None
+    found = judge_challenger(settings, material, adapted)
+    metric = settings.task.metric
+    was = float(registry.version(settings, material.parent).tags.get(f"challenger_{metric}", "nan"))
+    if not found.verdict.passed or not (found.fresh and found.fresh.challenger >= was - settings.labels.spared_within):
+        return None
+    LOG.info("label: none needed, %s is %.3f on the new rows and was %.3f", metric, found.fresh.challenger, was)
     return found
 
 
@@ -54,7 +73,7 @@ def enter_registry(
     labellings = (*material.labellings, *([labelled.id] if labelled else []))
     tags = {
         "fedloop.task": task.name,
-        "fedloop.snapshots.train": json.dumps(material.train),
+        "fedloop.snapshots.train": json.dumps(material.train if labelled else material.known),
         "fedloop.snapshots.evaluation": json.dumps(material.evaluation),
         "fedloop.labellings": json.dumps(labellings),
         "fedloop.labels_bought": str(labelled.bought if labelled else 0),
@@ -121,10 +140,19 @@ def label_history(settings: Settings, parent: int | None, labelled: Labelled | N
     return [*before, {name: getattr(labelled, name) for name in names}]
 
 
-def decide(settings: Settings, version: registry.Version, verdict: Verdict, cause: str) -> str:
-    """Release the challenger if the gate let it pass; returns what was done, in a sentence."""
+def decide(settings: Settings, material: Material, version: registry.Version, verdict: Verdict, cause: str) -> str:
+    """Release the challenger if the gate let it pass; returns what was done, in a sentence.
+
+    Else what the champion sees now becomes what it is compared with: nothing better could be made of it, so the same
+    change is not to raise the same alarm for ever. It is raised when the world moves further, or when labels say that
+    the champion errs.
+    """
     if not verdict.passed:
         outcome = f"version {version.number} stays challenger: {verdict}"
+        if material.parent is not None and material.new:
+            folder = registry.fetch(settings, material.parent)
+            new = replace(material, train=material.new)
+            write_references(settings, new, read_weights(folder)[0], folder / "summary.npz", material.parent)
     else:
         outcome = f"{steps.begin(settings, version.number, f'{cause}: {verdict}')} ({cause})"
     LOG.info("release: %s", outcome)
@@ -137,17 +165,12 @@ def write_references(
     """What monitors compare this version's traffic with: the newest rows it knows, of every site."""
     centroids = np.load(summary)["centroids"]
     newest = material.train | material.new
-    sites = sorted(site for site, own in newest.items() if own)
-    evaluation_before = {} if material.parent is None else _parent_evaluation(settings, material.parent)
-    jobs = {}
-    for site in sites:
-        fresh = tuple(s for s in material.evaluation.get(site, ()) if s not in evaluation_before.get(site, ()))
-        jobs[site] = ReferenceJob((*newest[site], *fresh), parameters, centroids, str(version))
+    sites = sorted(site for site, snapshots in newest.items() if snapshots)
+    own = material.fresh if material.parent is not None else material.evaluation
+    jobs = {
+        site: ReferenceJob((*newest[site], *own.get(site, ())), parameters, centroids, str(version)) for site in sites
+    }
     ask_all(embedded_engine(settings), jobs, ReferenceAnswer)
-
-
-def _parent_evaluation(settings: Settings, parent: int) -> Snapshots:
-    return frozen(json.loads(registry.version(settings, parent).tags["fedloop.snapshots.evaluation"]))
 
 
 def _summary_file(settings: Settings, material: Material, trained: Trained) -> Path:

@@ -74,11 +74,24 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """Both models' metric on a run's new rows, and the bound of the gain there."""
+
+    rows: int
+    challenger: float
+    champion: float
+    gain_lower_bound: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
+    """fresh: None without a champion, and where such rows are too few to say anything."""
+
     challenger: ModelReport
     champion: ModelReport | None
     verdict: Verdict
     cases: CaseReport | None = None
+    fresh: Fresh | None = None
 
 
 def evaluate(
@@ -89,8 +102,11 @@ def evaluate(
     champion: Parameters | None,
     gate: GateSettings,
     seed: int,
+    fresh: Snapshots | None = None,
 ) -> Evaluation:
     """Both models on the same evaluation rows of every site, compared by the gate.
+
+    fresh: those of the snapshots that are of the traffic which the challenger was made for.
 
     Raises:
         BadInput: no site has a labelled evaluation row, or a site cannot answer.
@@ -106,18 +122,40 @@ def evaluate(
     if not any(answer.rows for answer in answers.values()):
         raise BadInput("no site has a labelled evaluation row, so no model can be judged; ingest some with labels")
     reports = [_report(answers, index) for index in range(len(models))]
-    verdict = judge(task, answers, reports, gate)
-    return Evaluation(reports[0], reports[1] if champion is not None else None, verdict)
+    newer = None
+    if champion is not None and (where := {site: own for site, own in (fresh or {}).items() if own}):
+        asked = {s: EvaluateJob(own, models, edges, gate.bootstrap, seed) for s, own in where.items()}
+        newer = _fresh(task.metric, ask_all(engine, asked, EvaluateAnswer), gate)
+    verdict = judge(task, answers, reports, gate, newer)
+    return Evaluation(reports[0], reports[1] if champion is not None else None, verdict, fresh=newer)
 
 
-def judge(task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[ModelReport], gate: GateSettings) -> Verdict:
-    """The gate, a test of non-inferiority with two rules; a challenger that keeps both passes.
+def _fresh(metric: str, answers: Mapping[str, EvaluateAnswer], gate: GateSettings) -> Fresh | None:
+    new, old = (_report(answers, index).overall for index in (0, 1))
+    values = new.value(metric), old.value(metric)
+    if new.rows < gate.fresh_minimum_rows or not np.isfinite(values).all():
+        return None
+    return Fresh(new.rows, *values, _gain_lower_bound(answers, metric, gate.fresh_confidence))
+
+
+def judge(
+    task: Task,
+    answers: Mapping[str, EvaluateAnswer],
+    reports: list[ModelReport],
+    gate: GateSettings,
+    fresh: Fresh | None = None,
+) -> Verdict:
+    """The gate, a test of non-inferiority with two rules, and a third where there are new rows; who keeps all passes.
 
     Overall: the lower confidence bound of the gain (paired bootstrap over all sites' rows) is not below
     -overall_margin. So the burden of proof is the challenger's: where rows are few, or where the metric cannot be
     computed, it is held back. Per site: no site with site_minimum_rows loses more than site_margin, and surely
     anything: of some forty rows two decide about a margin of .05, and among five sites one would often veto by
     chance. A first model must beat no skill.
+
+    New rows: there the challenger must be better, not only as good, because it was made for them and the rows of before
+    outnumber them: a small loss now would hide in those. So would a gain, which is why the margin of all rows together
+    is then the sites'.
     """
     metric, new = task.metric, reports[0]
     figures = {
@@ -137,15 +175,14 @@ def judge(task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[Model
         )
     old = reports[1]
     gain = new.overall.value(metric) - old.overall.value(metric)
-    draws = _replicates(answers, metric, 0) - _replicates(answers, metric, 1)
-    draws = draws[np.isfinite(draws)]
-    lowest = float(np.quantile(draws, 1.0 - gate.confidence)) if len(draws) else float("nan")
+    lowest = _gain_lower_bound(answers, metric, gate.confidence)
     figures |= {f"champion_{metric}": old.overall.value(metric), "gain": gain, "gain_lower_bound": lowest}
-    overall = lowest >= -gate.overall_margin - _EXACT
+    margin = gate.overall_margin if fresh is None else gate.site_margin
+    overall = lowest >= -margin - _EXACT
     sentences = [
         f"{metric} {old.overall.value(metric):.3f} → {new.overall.value(metric):.3f} on the same {new.overall.rows} "
         f"rows; with {gate.confidence:.0%} confidence the gain is at least {lowest:+.3f} "
-        f"({'within' if overall else 'beyond'} the margin of {gate.overall_margin})"
+        f"({'within' if overall else 'beyond'} the margin of {margin})"
     ]
     losses = {site: old.sites[site].value(metric) - own.value(metric) for site, own in new.sites.items()}
     losses = {s: loss for s, loss in losses.items() if new.sites[s].rows >= gate.site_minimum_rows and loss > 0.0}
@@ -165,7 +202,16 @@ def judge(task: Task, answers: Mapping[str, EvaluateAnswer], reports: list[Model
         if fair
         else f"{worst_site} loses {worst:.3f}, more than the margin of {gate.site_margin}"
     )
-    return Verdict(overall and fair, tuple(sentences), figures)
+    better = True
+    if fresh is not None:
+        better = fresh.challenger > fresh.champion and fresh.gain_lower_bound >= -_EXACT
+        sentences.append(
+            f"on the {fresh.rows} new rows {metric} {fresh.champion:.3f} → {fresh.challenger:.3f}: "
+            f"{'' if better else 'perhaps no gain, '}at least {fresh.gain_lower_bound:+.3f} with "
+            f"{gate.fresh_confidence:.0%} confidence"
+        )
+        figures |= {f"fresh_{name}": float(value) for name, value in vars(fresh).items()}
+    return Verdict(overall and fair and better, tuple(sentences), figures)
 
 
 def judge_cases(verdict: Verdict, report: CaseReport) -> Verdict:
@@ -238,11 +284,20 @@ def _replicates(answers: Mapping[str, EvaluateAnswer], metric: str, index: int) 
     return np.asarray(total.replicate_correct / np.maximum(rows, 1.0))
 
 
+def _gains(answers: Mapping[str, EvaluateAnswer], metric: str) -> Floats:
+    """The challenger's gain in each bootstrap draw in which it can be computed."""
+    draws = _replicates(answers, metric, 0) - _replicates(answers, metric, 1)
+    return np.asarray(draws[np.isfinite(draws)])
+
+
+def _gain_lower_bound(answers: Mapping[str, EvaluateAnswer], metric: str, confidence: float) -> float:
+    draws = _gains(answers, metric)
+    return float(np.quantile(draws, 1.0 - confidence)) if len(draws) else float("nan")
+
+
 def _loses_surely(answer: EvaluateAnswer, metric: str, confidence: float) -> bool:
     """Whether the upper bound of the site's gain is below 0; where no replicate can be computed, its loss stands."""
-    own = {"site": answer}
-    draws = _replicates(own, metric, 0) - _replicates(own, metric, 1)
-    draws = draws[np.isfinite(draws)]
+    draws = _gains({"site": answer}, metric)
     return not len(draws) or bool(np.quantile(draws, confidence) < 0.0)
 
 

@@ -23,6 +23,7 @@ from pipelines.ingest import Ingested, ingest
 from pipelines.partition import SitePlan, divide, plan_sites
 from pipelines.replay import Capture
 from pipelines.settings import Settings
+from pipelines.summarize import Snapshots
 
 LOG = logging.getLogger("fedloop")
 
@@ -32,17 +33,25 @@ class Material:
     """What one run of the loop learns from and is judged on.
 
     train, evaluation: site → snapshot ids, everything. new: those training snapshots that have no labels yet.
-    labellings: the ones already made (the champion's). parent: the champion's version, which training starts from.
+    recent: those that the champion has not learned from, with labels or without. fresh: the evaluation snapshots of
+    this run's traffic. labellings: the ones already made. parent: the champion's version, which training starts from.
     """
 
     train: dict[str, tuple[str, ...]]
     evaluation: dict[str, tuple[str, ...]]
     new: dict[str, tuple[str, ...]]
+    recent: dict[str, tuple[str, ...]]
+    fresh: dict[str, tuple[str, ...]]
     labellings: tuple[str, ...]
     parent: int | None
     new_rows: int
     quarantined: int
     reused: bool
+
+    @property
+    def known(self) -> dict[str, tuple[str, ...]]:
+        """The training snapshots that have labels."""
+        return {site: tuple(i for i in own if i not in self.new.get(site, ())) for site, own in self.train.items()}
 
 
 def site_stores(settings: Settings) -> dict[str, SiteStore]:
@@ -79,9 +88,14 @@ def gather(settings: Settings, from_seq: int | None = None) -> Material:
     champion = registry.by_alias(settings, "champion")
     if champion is None:
         return _gather_first(settings)
-    train, evaluation = (json.loads(champion.tags[f"fedloop.snapshots.{split}"]) for split in ("train", "evaluation"))
-    labellings = tuple(json.loads(champion.tags["fedloop.labellings"]))
-    known = Material(frozen(train), frozen(evaluation), {}, labellings, champion.number, 0, 0, True)
+    # What a challenger that was held back has cost in labels, the next one learns from too.
+    held = {"fedloop.parent": str(champion.number), "fedloop.gate_passed": "false"}
+    before = [each for each in registry.versions(settings) if held.items() <= each.tags.items()]
+    learned = max([champion, *before], key=lambda each: each.number)
+    train, evaluation = (json.loads(learned.tags[f"fedloop.snapshots.{split}"]) for split in ("train", "evaluation"))
+    labellings = tuple(json.loads(learned.tags["fedloop.labellings"]))
+    recent = _without(frozen(train), frozen(json.loads(champion.tags["fedloop.snapshots.train"])))
+    known = Material(frozen(train), frozen(evaluation), {}, recent, {}, labellings, champion.number, 0, 0, True)
     if from_seq is None:
         log = TrafficLog.open(settings.database_url, settings.images)
         if log.count() < settings.retrain.minimum_new_rows:
@@ -104,6 +118,8 @@ def _gather_first(settings: Settings) -> Material:
         train=snapshots,
         evaluation={site: done.snapshots for site, done in evaluation.items()},
         new=snapshots,
+        recent={},
+        fresh={},
         labellings=(),
         parent=None,
         new_rows=sum(done.new_rows for done in train.values()),
@@ -143,6 +159,8 @@ def _gather_traffic(settings: Settings, known: Material, from_seq: int) -> Mater
         train=known.train | {site: d.snapshots for site, d in done["train"].items()},
         evaluation=known.evaluation | {site: d.snapshots for site, d in done["evaluation"].items()},
         new=new,
+        fresh=_without({s: d.snapshots for s, d in done["evaluation"].items()}, known.evaluation),
+        recent={s: (*known.recent.get(s, ()), *new.get(s, ())) for s in known.recent | new},
         labellings=known.labellings,
         parent=known.parent,
         new_rows=sum(d.new_rows for d in done["train"].values()),
@@ -171,3 +189,8 @@ def _ingest_all(
 
 def frozen(snapshots: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {site: tuple(ids) for site, ids in snapshots.items()}
+
+
+def _without(snapshots: Snapshots, others: Snapshots) -> dict[str, tuple[str, ...]]:
+    found = {site: tuple(i for i in own if i not in others.get(site, ())) for site, own in snapshots.items()}
+    return {site: own for site, own in found.items() if own}

@@ -53,12 +53,14 @@ def label(
     model: Parameters | None = None,
     known: Snapshots | None = None,
     wanted: NextBudget | None = None,
+    budget: int | None = None,
 ) -> Labelling:
-    """Buy labels for `budget_share` of the rows and spread them; the labels themselves stay at the sites.
+    """Buy `budget` labels and spread them; the labels themselves stay at the sites.
 
-    rows: how many training rows the snapshots hold, over all sites. model: weights whose features help to cluster and
-    whose doubts may choose. known: earlier training rows, which say what is new. wanted: where the champion errs, which
-    strategies that choose by cluster follow with `error_share` of the budget, times the unseen errors' share of all.
+    rows: how many training rows the snapshots hold, over all sites; without a budget, `budget_share` of them. model:
+    weights whose features help to cluster and whose doubts may choose. known: earlier training rows, which say what is
+    new. wanted: where the champion errs, which strategies that choose by cluster follow with `error_share` of the
+    budget, times the unseen errors' share of all.
 
     Raises:
         BadInput: a site could not answer, or no site has rows enough to cluster.
@@ -68,7 +70,7 @@ def label(
         LOG.info("label: there is no model yet that %s could ask, so the first rows are chosen by %s", name, FIRST)
         name = FIRST
     strategy = STRATEGIES[name]
-    budget = max(1, int(settings.budget_share * rows))
+    budget = settings.budget(rows, first=True) if budget is None else budget
     followed = int(settings.error_share * wanted.share * budget) if wanted and strategy.clustered else 0
     clusters = max(1, (budget - followed) // settings.per_cluster)
     summary = summarize(engine, snapshots, clusters, settings.lloyd_rounds, seed, model)

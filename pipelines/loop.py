@@ -81,11 +81,22 @@ def buy_labels(settings: Settings, material: Material, adapted: Trained | None =
     # Where the champion errs says where a part of the budget goes; without a diagnosis the key is as it always was.
     wanted = None if material.parent is None else load(settings.next_budget(material.parent))
     asked = [wanted.id] if wanted else []
-    key = digest("label", material.new, settings.labels.inputs(), settings.seed, adapted.key if adapted else "", *asked)
+    budget = settings.labels.budget(material.new_rows, first=material.parent is None)
+    what = (material.new, settings.labels.inputs(), budget, settings.seed, adapted.key if adapted else "", *asked)
+    key = digest("label", *what)
 
     def compute() -> dict[str, Any]:
-        before = {s: tuple(i for i in own if i not in material.new.get(s, ())) for s, own in material.train.items()}
-        made = label(engine, material.new, material.new_rows, settings.labels, settings.seed, encoder, before, wanted)
+        made = label(
+            engine,
+            material.new,
+            material.new_rows,
+            settings.labels,
+            settings.seed,
+            encoder,
+            material.known,
+            wanted,
+            budget,
+        )
         return {"id": made.id} | _figures(made)
 
     # People who have not finished are asked again by the next call, so what is incomplete is not kept as done.
@@ -166,7 +177,7 @@ def _run(
         draw_seed(settings.seed, stage),
         strategy_of(settings),
         Cohort(goal=training.cohort_goal, minimum=training.minimum_reports),
-        material.new if material.parent is not None else {},
+        material.recent,
         training.final_rate,
         origin,
     )

@@ -43,6 +43,7 @@ class LabelSettings(BaseModel):
     """What labels may cost, and how far one speaks for its cluster."""
 
     budget_share: float = Field(0.10, gt=0, le=1, description="share of the rows whose labels are bought")
+    most: int = Field(0, ge=0, description="labels that one retraining buys at most; 0: no limit but the share")
     strategy: Literal["central", "near", "typical", "coverage", "uncertainty", "margin", "drifted", "random"] = Field(
         "central", description="whose labels are bought; pipelines/federated/choosing.py says how"
     )
@@ -53,18 +54,26 @@ class LabelSettings(BaseModel):
         le=1,
         description="of the budget, at most, for clusters where the champion met what it had not seen",
     )
+    spared_within: float = Field(
+        0.05, ge=0, description="no label is bought where adapting alone brings the metric so near to what it was"
+    )
     lloyd_rounds: int = Field(3, ge=0, description="federated k-means iterations after the merge; 0: one-shot")
     spread: Literal["graph", "cluster", "none"] = "graph"
     spread_weight: float = Field(0.3, ge=0, le=1, description="weight of a sure spread label in training")
-    spread_confidence: float = Field(0.6, ge=0, le=1, description="a spread label is at least so sure")
+    spread_confidence: float = Field(0.75, ge=0, le=1, description="a spread label is at least so sure")
     spread_check: float = Field(0.6, ge=0, le=1, description="share of held-out labels it must get right at a site")
     annotator: Literal["oracle", "desk"] = Field("oracle", description="the archive's truth, or people at /desk")
     opinions: int = Field(1, ge=1, le=2, description="people at the desk that must agree on a row")
     patience_s: float = Field(8 * 3600.0, ge=0, description="how long a run waits for the desk")
 
+    def budget(self, rows: int, first: bool) -> int:
+        """How many labels so many new rows are worth; first: of a model that has none yet, which `most` spares."""
+        share = max(1, int(self.budget_share * rows))
+        return share if first or not self.most else min(share, self.most)
+
     def inputs(self) -> dict[str, Any]:
-        """The values that decide what is bought: how long one waits for it is none of them."""
-        return self.model_dump(exclude={"patience_s"})
+        """The values that decide what is bought, were it bought: how long one waits for it is none of them."""
+        return self.model_dump(exclude={"patience_s", "spared_within", "most"})
 
 
 class TrainingSettings(BaseModel):
@@ -95,6 +104,8 @@ class GateSettings(BaseModel):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     bootstrap: int = Field(200, ge=20, description="paired bootstrap replicates")
     site_minimum_rows: int = Field(20, ge=1, description="sites with fewer rows cannot veto")
+    fresh_minimum_rows: int = Field(30, ge=1, description="rows of a run's traffic; fewer say nothing apart")
+    fresh_confidence: float = Field(0.8, gt=0.5, lt=1, description="how sure a gain on such rows must be")
 
 
 class ReleaseSettings(BaseModel):

@@ -170,7 +170,13 @@ def _report(watcher: Watcher, rows: pd.DataFrame, now: float) -> WindowReport | 
         return None
     assert inserted is not None
     watcher.habit = watcher.habit.with_window(Past(row["ended_at"], judged.sites), settings.monitors.habit_windows)
-    decision = deciding.decide(watcher.log.engine, settings.alarm, label_budget=settings.labels.budget_share, now=now)
+    decision = deciding.decide(
+        watcher.log.engine,
+        settings.alarm,
+        measured=watcher.reference(version).held_out,
+        label_budget=settings.labels.budget_share,
+        now=now,
+    )
     return WindowReport(
         window=int(inserted[0]),
         from_seq=row["from_seq"],

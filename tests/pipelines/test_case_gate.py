@@ -134,7 +134,7 @@ def test_the_gate_holds_back_a_challenger_that_fails_a_submitted_case_and_says_w
     assert short(verdict.regressed[0]) in str(verdict)
 
     version = challenger.enter_registry(tiny, material, None, trained, found)
-    said = challenger.decide(tiny, version, verdict, "test")
+    said = challenger.decide(tiny, material, version, verdict, "test")
     assert "stays challenger: held back by customers' cases" in said
     assert registry.by_alias(tiny, CHAMPION).number == 1  # type: ignore[union-attr]
     tags = registry.version(tiny, 2).tags

@@ -13,7 +13,7 @@ from tiny_sites import TINY, TINY_AUC, initial, make_site
 
 from models.errors import BadInput
 from models.task import Task
-from pipelines.evaluate import Evaluation, _report, evaluate, judge
+from pipelines.evaluate import Evaluation, Fresh, _report, evaluate, judge
 from pipelines.federated.engines.local import LocalEngine
 from pipelines.federated.jobs import EvaluateAnswer, EvaluateJob, Parameters
 from pipelines.federated.scoring import replicate_weights, score_model, slice_counts
@@ -37,10 +37,12 @@ def answer_of(correct: list[list[bool]], task: Task, seed: int = 0) -> EvaluateA
     return EvaluateAnswer(rows, tuple(scores), slices, weights.sum(axis=1))
 
 
-def verdict_on(sites: dict[str, list[list[bool]]], task: Task = TINY, gate: GateSettings = GATE):  # type: ignore[no-untyped-def]
+def verdict_on(  # type: ignore[no-untyped-def]
+    sites: dict[str, list[list[bool]]], task: Task = TINY, gate: GateSettings = GATE, fresh: Fresh | None = None
+):
     answers = {name: answer_of(correct, task, i) for i, (name, correct) in enumerate(sites.items())}
     models = len(next(iter(sites.values())))
-    return judge(task, answers, [_report(answers, index) for index in range(models)], gate)
+    return judge(task, answers, [_report(answers, index) for index in range(models)], gate, fresh)
 
 
 def right(rows: int, share: float) -> list[bool]:
@@ -146,6 +148,22 @@ def test_a_loss_of_exactly_the_margin_is_within_it(old: int, new: int) -> None:
     assert verdict.passed
 
 
+def test_on_new_rows_a_challenger_must_be_better_and_a_gain_there_outweighs_noise_on_the_old_ones() -> None:
+    same = {"a": [right(400, 0.9), right(400, 0.9)]}
+    assert verdict_on(same, fresh=Fresh(60, 0.8, 0.6, 0.1)).passed
+    for no_gain in (Fresh(60, 0.6, 0.6, 0.0), Fresh(60, 0.65, 0.6, -0.02), Fresh(60, 0.5, 0.6, -0.2)):
+        held = verdict_on(same, fresh=no_gain)
+        assert not held.passed
+        assert "perhaps no gain" in str(held)
+    noisy = {"a": [[i >= 3 for i in range(100)], [i < 97 for i in range(100)]]}
+    assert not verdict_on(noisy).passed
+    passed = verdict_on(noisy, fresh=Fresh(60, 0.8, 0.6, 0.1))
+    assert passed.passed
+    assert "within the margin of 0.05" in str(passed)
+    assert "on the 60 new rows accuracy 0.600 → 0.800" in str(passed)
+    assert not verdict_on({"a": [right(400, 0.8), right(400, 0.9)]}, fresh=Fresh(60, 0.8, 0.6, 0.1)).passed
+
+
 @tasks
 def test_a_first_model_passes_only_with_skill(task: Task) -> None:
     assert verdict_on({"a": [right(100, 0.8)]}, task).passed
@@ -164,6 +182,21 @@ def evaluated(root: Path, models: tuple[Parameters, Parameters | None], task: Ta
 
 
 SIZES = {"a": 30, "b": 45, "c": 7}
+
+
+def test_new_rows_are_asked_apart_and_too_few_of_them_say_nothing(tmp_path: Path) -> None:
+    made = {name: make_site(tmp_path, name, 6, rows, seed=i) for i, (name, rows) in enumerate(SIZES.items())}
+    engine = LocalEngine({name: site for name, (site, _, _) in made.items()})
+    snapshots = {name: ids for name, (_, _, ids) in made.items()}
+    models = (trained(TINY), initial())
+    found = evaluate(engine, TINY, snapshots, *models, GATE, 0, {"b": snapshots["b"]}).fresh
+    assert found is not None
+    assert found.rows == SIZES["b"]
+    alone = evaluate(engine, TINY, {"b": snapshots["b"]}, *models, GATE, 0)
+    assert alone.champion is not None
+    assert (found.challenger, found.champion) == (alone.challenger.overall.accuracy, alone.champion.overall.accuracy)
+    assert evaluate(engine, TINY, snapshots, *models, GATE, 0, {"c": snapshots["c"]}).fresh is None
+    assert evaluate(engine, TINY, snapshots, models[0], None, GATE, 0, snapshots).fresh is None
 
 
 def trained(task: Task) -> Parameters:

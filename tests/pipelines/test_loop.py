@@ -40,7 +40,12 @@ def run_steps(settings: Settings) -> Done:
     found = challenger.judge_challenger(settings, material, trained)
     version = challenger.enter_registry(settings, material, labelled, trained, found)
     return Done(
-        material, labelled, trained, found, version, challenger.decide(settings, version, found.verdict, "test")
+        material,
+        labelled,
+        trained,
+        found,
+        version,
+        challenger.decide(settings, material, version, found.verdict, "test"),
     )
 
 
@@ -176,7 +181,7 @@ def test_other_settings_are_another_run(labelled) -> None:  # type: ignore[no-un
 
 
 def test_without_labels_there_is_nothing_to_learn_from(tiny: Settings) -> None:
-    material = Material({}, {}, {}, (), None, 0, 0, False)
+    material = Material({}, {}, {}, {}, {}, (), None, 0, 0, False)
     assert loop.buy_labels(tiny, material) is None
     with pytest.raises(BadInput, match="nothing to learn from"):
         loop.fit(tiny, material, None)

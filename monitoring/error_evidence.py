@@ -1,0 +1,107 @@
+"""Evidence from labels that came later: does the model err more than it was measured to when it was made?
+
+In: windows of a version's traffic, of which some rows have a label by now, and how often the version was right on the
+rows that the gate judged it on. Out: for every window since which it may err more, the logarithm of an e-value.
+
+The hypothesis is "the chance of a wrong answer is at most the tolerated one", which is the upper bound of what was
+measured and a margin. A bet against it that pays a likelihood ratio never gains on average while it holds, however
+often one looks (Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", 2024); of several
+bets the mean is taken. Labels reach a window long after its row was written, so they are counted anew at every look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from monitoring.database import LABELS, PREDICTIONS
+from monitoring.drift import OVERALL
+from monitoring.estimate import Known
+
+Floats = NDArray[np.float64]
+
+ERRORS = "errors"
+_WORSE = (0.05, 0.1, 0.2, 0.4)
+"""How much more often than tolerated the bets say that the model errs."""
+_SURE = NormalDist().inv_cdf(0.95)
+
+
+def with_errors(
+    engine: sa.Engine, windows: Sequence[Mapping[str, Any]], measured: Known, margin: float
+) -> list[Mapping[str, Any]]:
+    """The windows, oldest first, with what labels say of their answers beside the columns of all their rows."""
+    if not windows or not measured.total:
+        return list(windows)
+    was = 1.0 - float(measured.right.sum()) / measured.total
+    tolerated = min(0.95, _upper_bound(was, measured.total) + margin)
+    counted = _counted(engine, windows)
+    return [_with_column(window, *counted[int(window["window"])], was, tolerated) for window in windows]
+
+
+def log_since_errors(wrong: Floats, right: Floats, tolerated: float, persistence: int) -> Floats:
+    """[windows] of each window the logarithm of the evidence that since then the model errs more than tolerated.
+
+    wrong, right: [windows] labelled rows. As the evidence of columns does, it has to stand without the
+    `persistence - 1` windows that speak loudest of it.
+    """
+    rates = np.minimum(tolerated + np.asarray(_WORSE), 0.99)
+    up, down = np.log(rates / tolerated), np.log((1.0 - rates) / (1.0 - tolerated))
+    gains = wrong[:, None] * up + right[:, None] * down  # [windows, bets]
+    found = np.full(len(gains), -np.inf)
+    for start in range(len(gains) - persistence + 1):
+        own = gains[start:]
+        loudest = np.argsort(own.max(axis=1))[::-1][: persistence - 1]
+        total = own.sum(axis=0)
+        found[start] = min(_mean(total), _mean(total - own[loudest].sum(axis=0)))
+    return found
+
+
+def _mean(log_values: Floats) -> float:
+    return float(np.logaddexp.reduce(log_values) - np.log(len(log_values)))
+
+
+def _upper_bound(share: float, rows: float) -> float:
+    """Wilson's, of 95%: at 0 of few rows it is not 0."""
+    z = _SURE**2 / rows
+    spread = _SURE * np.sqrt((share * (1.0 - share) + z / 4.0) / rows)
+    return float((share + z / 2.0 + spread) / (1.0 + z))
+
+
+def _counted(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """By window its wrong and right answers among those with a label by now, of which the last one counts."""
+    p = PREDICTIONS.c
+    first, last = int(windows[0]["from_seq"]), int(windows[-1]["to_seq"])
+    known = (
+        sa.select(p.seq, (p.prediction == LABELS.c.label).label("right"))
+        .join(PREDICTIONS, p.prediction_id == LABELS.c.prediction_id)
+        .where((p.seq >= first) & (p.seq < last) & (p.model_version == windows[-1]["model_version"]))
+        .where(p.abstained.is_(None))
+        .order_by(LABELS.c.at, LABELS.c.source)
+    )
+    with engine.connect() as connection:
+        answers = {row.seq: bool(row.right) for row in connection.execute(known)}
+    seqs, right = np.array(list(answers), dtype=np.int64), np.array(list(answers.values()), dtype=bool)
+    found = {}
+    for window in windows:
+        own = right[(seqs >= window["from_seq"]) & (seqs < window["to_seq"])]
+        found[int(window["window"])] = (int((~own).sum()), int(own.sum()))
+    return found
+
+
+def _with_column(window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float) -> Mapping[str, Any]:
+    scopes = window["evidence"].get("scopes", {})
+    if OVERALL not in scopes or not wrong + right:
+        return window
+    now = wrong / (wrong + right)
+    column = {
+        "column": ERRORS, "value": None, "threshold": tolerated, "ratio": now / tolerated,
+        "what": "the share of wrong answers", "was": was, "now": now, "spread": None, "tally": None,
+        "labelled": [wrong, right],
+    }  # fmt: skip
+    overall = scopes[OVERALL] | {"columns": scopes[OVERALL]["columns"] | {ERRORS: column}}
+    return {**window, "evidence": window["evidence"] | {"scopes": scopes | {OVERALL: overall}}}
