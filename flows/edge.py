@@ -34,15 +34,15 @@ def predict(
     """
     from pipelines import edge
 
-    refused = 0
-    for answer in edge.predict(edge.open_graph(graph, int8), edge.pictures_in(pictures), site, log):
+    refused, model = 0, edge.open_graph(graph, int8)
+    for answer in edge.predict(model, edge.pictures_in(pictures), site, log):
         if answer.refused is not None:
             refused += 1
             typer.secho(f"{answer.file}: {answer.refused}", err=True, fg="red")
         elif as_json:
             said = {"file": str(answer.file), "prediction_id": answer.prediction_id, "class": answer.name}
             shares = {"confidence": answer.confidence, "probabilities": answer.probabilities}
-            typer.echo(json.dumps(said | shares))
+            typer.echo(json.dumps(said | shares | {"model_version": model.version}))
         else:
             typer.echo(f"{answer.file}: {answer.name} ({answer.confidence:.1%})")
     if refused:
@@ -62,7 +62,7 @@ def upload(
     from pipelines import edge_upload
 
     def tell(now: Uploaded) -> None:
-        typer.echo(f"{now.rows} rows are logged, {now.waiting / 1e6:.1f} MB wait")
+        typer.echo(f"{now.rows} rows are logged, {now.waiting / 1e3:.0f} kB wait")
 
     with edge_upload.connect(to, token) as client:
         done = edge_upload.upload(log, client, tell)

@@ -144,9 +144,9 @@ def predict(graph: Graph, pictures: Sequence[Path], site: str, log: Path) -> Ite
 def _answers(graph: Graph, files: Sequence[Path], site: str) -> tuple[list[Answer], list[dict[str, Any]]]:
     images: list[NDArray[np.uint8] | str] = [_read(file, graph.input) for file in files]
     good = [image for image in images if not isinstance(image, str)]
-    shares = iter(
-        probabilities(graph.session, np.stack(good)).astype(np.float64).round(DIGITS).tolist() if good else []
-    )
+    found = probabilities(graph.session, np.stack(good)).astype(np.float64) if good else np.zeros((0, 1))
+    # Those of an int8 graph are multiples of 1/256, and their sum is not quite 1.
+    shares = iter((found / found.sum(axis=1, keepdims=True)).round(DIGITS).tolist())
     answers, rows, now = [], [], time.time()
     for file, image in zip(files, images, strict=True):
         if isinstance(image, str):

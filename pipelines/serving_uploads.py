@@ -35,8 +35,8 @@ from pipelines.serving_model import ServedModel
 from pipelines.serving_wire import MAX_AHEAD_S, Refusal, Row, UploadBody, UploadedRow
 from pipelines.settings import Settings
 
-SUM_TOLERANCE = 0.01
-"""Of a row's probabilities: each has DIGITS digits, and an int8 graph sums less exactly."""
+SUM_TOLERANCE = 1e-3
+"""Of a row's probabilities, each of which is rounded to DIGITS digits."""
 
 
 def router(

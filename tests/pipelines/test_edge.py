@@ -84,11 +84,12 @@ def test_it_predicts_as_the_service_does_and_the_uploaded_row_is_found_by_the_id
         answer = house.served.client.post("/predict/image?site=s", content=data, headers=kind).json()
         assert np.allclose(each["probabilities"], answer["probabilities"], rtol=0, atol=1e-4)
         assert (each["class"], each["confidence"]) == (answer["class"], max(each["probabilities"]))
+        assert each["model_version"] == answer["model_version"]
         each["hash"] = house.logged()[answer["prediction_id"]]["image_hash"]
     assert len(waiting(log)) == 2
     to = ("upload", "--log", log, "--to", house.served.url)
     done = fedloop(*to)
-    assert (done.exit_code, done.stdout) == (0, "0 rows are logged, 0.0 MB wait\n2 rows are logged, 0.0 MB wait\n")
+    assert (done.exit_code, done.stdout) == (0, "0 rows are logged, 1 kB wait\n2 rows are logged, 0 kB wait\n")
     assert (fedloop(*to).exit_code, fedloop(*to).stdout) == (0, "nothing to upload\n")
     for each in said:
         there = house.logged()[each["prediction_id"]]
@@ -104,6 +105,7 @@ def test_it_needs_no_network_and_none_of_the_heavy_libraries(house: EdgeHouse, s
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{scans / 'a.png'}: ") and done.stdout.endswith("%)\n")
+    assert fedloop("upload", "--log", tmp_path / "log", "--to", house.served.url).exit_code == 0  # in int8, too
 
 
 def test_killed_while_it_predicts_all_that_it_said_is_in_the_local_log(house: EdgeHouse, tmp_path: Path) -> None:
