@@ -140,7 +140,7 @@ def test_killed_in_the_middle_again_and_again_the_same_command_ends_with_every_r
     settings = settings_in(tmp_path, empty_registry)
     for seed in (4, 5):
         release.promote(settings, register_untrained(settings, seed).number, "test")
-    rows = [row(number) for number in range(2000)]
+    rows = [row(number) for number in range(3000)]
     local = Spool(tmp_path / "log")
     for start in range(0, len(rows), 32):
         local.append(rows[start : start + 32])
