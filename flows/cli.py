@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import alarms, cases, desk, log, tokens
+from flows import alarms, cases, desk, edge, log, tokens
 from models.errors import FedloopError
 
 app = typer.Typer(
@@ -341,6 +341,7 @@ def report(task: TaskName = "digits") -> None:
 app.command("desk-token")(desk.token)
 app.add_typer(desk.labels, name="labels")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(edge.app, name="edge")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A segment is a file of lines, each with its checksum, that one process appends to; a call of `append` is one fsync,
 however many records it brings. Whoever drains takes the segments that nobody holds, oldest first: sealed ones, and
 those of processes that have died. A segment goes when its last record has been taken, so a record may be offered
-again after a kill, and never is forgotten.
+again after a kill, and never is forgotten. Small segments are taken together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 SEGMENT_BYTES = 16 * 2**20
-BATCH = 250
+BATCH, BATCH_BYTES = 250, 2**20
+"""Records that are taken at once; the last one may go beyond the bytes."""
 _SUFFIX = ".spool"
 
 logger = logging.getLogger("fedloop.log")
@@ -85,22 +86,45 @@ class Spool:
     def drain(self, take: Callable[[list[Record]], None]) -> None:
         """Give every record in reach to `take`, in batches and in order.
 
-        What `take` raises ends the draining; its segment stays and is offered again from its beginning.
+        What `take` raises ends the draining; segments of which it has not taken all stay, to be offered again whole.
         """
-        for path in self.segments():
-            try:
-                file = os.open(path, os.O_RDWR)
-            except FileNotFoundError:
-                continue
-            try:
-                if _locked(file) and os.fstat(file).st_nlink:
-                    damaged = _give(path, take)
-                    if damaged:
-                        logger.error("%d lines of %s are damaged; it is kept as .damaged", damaged, path)
-                        path.rename(path.with_suffix(".damaged"))
-                    else:
-                        path.unlink()
-            finally:
+        batch: list[Record] = []
+        size = 0
+        held: dict[Path, int] = {}  # open files of the segments whose records are not all taken
+        ended: dict[Path, int] = {}  # those of them that are read to their end, with how many lines are damaged
+
+        def deliver() -> None:
+            nonlocal batch, size
+            if batch:
+                take(batch)
+            batch, size = [], 0
+            while ended:
+                path, damaged = ended.popitem()
+                _remove(path, damaged)
+                os.close(held.pop(path))
+
+        try:
+            for path in self.segments():
+                if (file := _hold(path)) is None:
+                    continue
+                held[path] = file
+                damaged = torn = 0
+                with path.open("rb") as lines:
+                    for line in lines:
+                        damaged, torn = damaged + torn, 0
+                        if (record := _record(line)) is None:
+                            torn = 1  # at the end, where it was never promised
+                            continue
+                        batch.append(record)
+                        size += len(line)
+                        if len(batch) == BATCH or size >= BATCH_BYTES:
+                            deliver()
+                ended[path] = damaged
+                if not batch or len(ended) == BATCH:
+                    deliver()
+            deliver()
+        finally:
+            for file in held.values():
                 os.close(file)
 
     def set_aside(self, record: Record) -> None:
@@ -140,29 +164,34 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _locked(file: int) -> bool:
+def _record(line: bytes) -> Record | None:
+    """What `_line` made a line of; None where it is torn or has rotted."""
+    checksum, _, text = line[:-1].partition(b" ")
+    if line[-1:] != b"\n" or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    record: Record = json.loads(text)
+    return record
+
+
+def _hold(path: Path) -> int | None:
+    """The segment's file with an exclusive lock on it; None where somebody else has it, or it is gone."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file).st_nlink:
+            return file
     except OSError:
-        return False
-    return True
+        pass
+    os.close(file)
+    return None
 
 
-def _give(path: Path, take: Callable[[list[Record]], None]) -> int:
-    """Offer a segment's records; how many lines before its last cannot be read. A torn end was never promised."""
-    batch: list[Record] = []
-    damaged = torn = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            damaged, torn = damaged + torn, 0
-            checksum, _, text = line[:-1].partition(b" ")
-            if line[-1:] != b"\n" or checksum != b"%08x" % zlib.crc32(text):
-                torn = 1
-                continue
-            batch.append(json.loads(text))
-            if len(batch) == BATCH:
-                take(batch)
-                batch = []
-    if batch:
-        take(batch)
-    return damaged
+def _remove(path: Path, damaged: int) -> None:
+    if damaged:
+        logger.error("%d lines of %s are damaged; it is kept as .damaged", damaged, path)
+        path.rename(path.with_suffix(".damaged"))
+    else:
+        path.unlink()

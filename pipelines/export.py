@@ -3,7 +3,7 @@
 The graph takes `images`, float32 [n, channels, height, width] in [0, 1], and gives `probabilities` [n, classes]. The
 int8 variant is quantized statically (Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018), its ranges taken from development rows, its cost measured on held-out
-ones. ONNX and its runtime (`fedloop[edge]`) are imported here alone.
+ones. ONNX (`fedloop[edge]`) is imported here alone; what runs a graph is in edge.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from models import artifact
 from models.errors import BadInput, Missing
 from models.images import Images, read_image, to_tensor
 from models.task import Rows, Task
-from pipelines import registry
+from pipelines import edge, registry
+from pipelines.edge import ABOUT, GRAPH, INT8
+from pipelines.federated.files import write_atomically
 from pipelines.registry import CHAMPION
 from pipelines.settings import Settings
 
@@ -32,7 +34,6 @@ TOLERANCE = 1e-4
 """How far a probability of the graph may be from the original's."""
 
 CALIBRATION_ROWS = 256
-GRAPH, INT8, ABOUT = "model.onnx", "model.int8.onnx", "model.json"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def export_champion(settings: Settings, folder: Path, int8: bool) -> Export:
     data = task.load()
     images, labels = _labelled(task, data.evaluation)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INT8).unlink(missing_ok=True)  # an earlier version's
     _write_graph(module, images[:2], folder / GRAPH)
     difference = _largest_difference(module, images, folder / GRAPH)
     if not difference <= TOLERANCE:
@@ -75,8 +77,11 @@ def export_champion(settings: Settings, folder: Path, int8: bool) -> Export:
         quantized = _accuracy(folder / INT8, images, labels)
     accuracy = _accuracy(folder / GRAPH, images, labels)
     done = Export(champion.number, len(images), difference, accuracy, quantized)
-    about = {"task": task.name, "classes": task.classes, "input": task.input.shape} | asdict(done)
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    about: dict[str, Any] = {"task": task.name, "model": settings.model_name, "classes": task.classes}
+    about = json.loads(json.dumps(about | {"input": task.input.shape} | asdict(done)))  # as whoever reads it finds it
+    files = [folder / name for name in ([GRAPH, INT8] if int8 else [GRAPH])]
+    about["sha256"] = {file.name: edge.seal(about, file.read_bytes()) for file in files}
+    write_atomically(folder / ABOUT, (json.dumps(about, indent=2) + "\n").encode())
     return done
 
 
@@ -113,12 +118,7 @@ def _write_graph(module: nn.Module, images: Images, path: Path) -> None:
 
 
 def _answers(path: Path, images: Images) -> NDArray[np.float32]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"images": to_tensor(images).numpy()})[0])
+    return edge.probabilities(edge.open_session(path.read_bytes()), images)
 
 
 def _largest_difference(module: nn.Module, images: Images, path: Path) -> float:

@@ -27,7 +27,7 @@ from models.errors import FedloopError
 from monitoring.engines import engine_for
 from monitoring.safety_net import SafetyNet
 from monitoring.traffic import Conflict, Label, Prediction, TrafficLog, UnknownPrediction
-from pipelines import serving_cases, serving_logs
+from pipelines import serving_cases, serving_logs, serving_uploads
 from pipelines import serving_described as described
 from pipelines import serving_wire as wire
 from pipelines.desk import router as desk
@@ -50,6 +50,7 @@ TYPES = serving_cases.TYPES | {
     "/predict": ("application/json",),
     "/predict/image": IMAGE_TYPES,
     "/predict/images": ("multipart/form-data",),
+    "/predictions": ("application/json",),
     "/feedback": ("application/json",),
 }
 _CODES = {400: "broken_request", 404: "not_found", 405: "method_not_allowed"}
@@ -99,6 +100,8 @@ def create_app(settings: Settings) -> Door:
     app = FastAPI(title=f"fedloop: {task.name}", lifespan=lifespan, docs_url=None, redoc_url=None)
     _speak_with_one_voice(app)
     app.include_router(serving_cases.router(task, log, lambda: watcher.served))
+    # The service's own health is that of the requests it answers; these rows it only takes.
+    app.include_router(serving_uploads.router(settings, net, lambda: watcher.served, access, metrics.logged))
     app.include_router(desk.create_router(settings, access.annotator))
 
     async def predict(scope: MutableMapping[str, Any], rows: Sequence[Row]) -> Sequence[Prediction]:

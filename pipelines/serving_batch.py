@@ -29,15 +29,13 @@ from monitoring.traffic import Prediction
 from pipelines.serving_beside import DIGITS, answer, left_to_people
 from pipelines.serving_health import VERSION_HEADER
 from pipelines.serving_model import ServedModel
-from pipelines.serving_wire import Refusal, Row
+from pipelines.serving_wire import Refusal, Row, prediction_id
 
 FULL_ROWS = 64
 INLINE_S = 0.01
 """A batch that is predicted in less does not leave the event loop."""
 
 MAX_WAITING_ROWS = 2048
-
-_NAMES = uuid.UUID("2f0d4c1e-6f0e-5c0a-9d6c-8f3a0b7e51d2")
 
 logger = logging.getLogger("fedloop.service")
 
@@ -175,8 +173,7 @@ class Batcher:
 
 
 def _name(row: Row) -> str:
-    """The prediction's id: the same for the same request id of a site, so that the log takes it once."""
-    return str(uuid.uuid4() if row.request_id is None else uuid.uuid5(_NAMES, f"{row.site}\n{row.request_id}"))
+    return str(uuid.uuid4()) if row.request_id is None else prediction_id(row.site, row.request_id)
 
 
 def _used(row: Row) -> Refusal:

@@ -17,6 +17,7 @@ ENDPOINTS = (
     "/predict",
     "/predict/image",
     "/predict/images",
+    "/predictions",
     "/feedback",
     "/cases",
     "/cases/file",

@@ -7,6 +7,7 @@ that names the row. A request is taken whole or refused whole.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +35,7 @@ MAX_AHEAD_S = 300.0
 """How far an event time may lie in the future: windows wait for it to pass."""
 
 IMAGE_TYPES = ("image/png", "image/jpeg")
+_NAMES = uuid.UUID("2f0d4c1e-6f0e-5c0a-9d6c-8f3a0b7e51d2")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
@@ -120,6 +122,29 @@ class FeedbackItem(Strict):
     label: int | str
     source: Name = "clinic"
     at: EventTime | None = None
+
+
+class UploadedRow(Strict):
+    """A prediction that a site made by itself, with an exported graph of a version."""
+
+    model: Annotated[str, Field(max_length=200, description="whose version it was, as GET /model names it")]
+    model_version: Annotated[int, Field(ge=1, lt=2**31)]
+    site: Name
+    request_id: RequestId
+    at: EventTime
+    probabilities: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(description="one per class")]
+    png: Annotated[str, Field(description="the picture as a PNG, in base64")]
+
+
+class UploadBody(Strict):
+    """Rows as they came: each is judged by itself, as an UploadedRow."""
+
+    predictions: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_ROWS)]
+
+
+def prediction_id(site: str, request_id: str) -> str:
+    """The same for the same request id of a site, so that the log takes it once."""
+    return str(uuid.uuid5(_NAMES, f"{site}\n{request_id}"))
 
 
 def _one_or_list(value: Any) -> Literal["one", "list"]:

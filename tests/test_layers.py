@@ -19,6 +19,8 @@ WHERE = {
     "prefect": {path for path in FILES if path.is_relative_to(ROOT / "flows")},
     "evidently": {ROOT / "monitoring" / name for name in ("drift.py", "dashboard.py", "panels.py")},
     "mlflow": {ROOT / "pipelines" / name for name in ("registry.py", "tracking.py", "packing.py")},
+    "onnx": {ROOT / "pipelines" / "export.py"},
+    "onnxruntime": {ROOT / "pipelines" / name for name in ("export.py", "edge.py")},
 }
 UNSAFE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PIPES = {ROOT / "pipelines" / "federated" / "engines" / "workers.py"}

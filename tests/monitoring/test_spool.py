@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,33 @@ def test_a_full_disk_takes_a_batch_whole_or_not_at_all(tmp_path: Path) -> None:
     spool.append([{"n": 20}])
     spool.seal()
     assert drained(spool) == [0, 20]
+
+
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=12), dies_at=st.integers(0, 12))
+@settings(max_examples=40, deadline=None)
+def test_small_segments_share_a_batch_and_stay_until_all_of_them_is_taken(sizes: list[int], dies_at: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BATCH", 5)
+        spool = Spool(Path(folder))
+        for batch in numbered(sizes):
+            spool.append(batch)
+            spool.seal()
+        taken: list[int] = []
+        batches: list[int] = []
+
+        def take(records: list[Record]) -> None:
+            if len(batches) == dies_at:
+                raise OSError("away")
+            batches.append(len(records))
+            taken.extend(record["n"] for record in records)
+
+        whole = dies_at >= -(-sum(sizes) // 5)
+        with nullcontext() if whole else pytest.raises(OSError, match="away"):
+            spool.drain(take)
+        assert batches == [5] * len(batches) or (whole and batches[:-1] == [5] * (len(batches) - 1))
+        rest = drained(Spool(spool.folder))
+        assert taken == list(range(len(taken)))
+        assert rest == list(range(sum(sizes) - len(rest), sum(sizes)))  # the last ones
+        assert len(taken) + len(rest) < sum(sizes) + max(sizes)  # at most one segment is offered again
+        assert len(taken) + len(rest) >= sum(sizes)  # nothing is lost
+        assert spool.segments() == []

@@ -230,7 +230,7 @@ TABLE: dict[str, tuple[Callable[[House], httpx.Response], int, str, str]] = {
     "an unknown label": (feedback({"label": 10}), 422, "invalid", "10 is no class"),
     "an unknown class name": (feedback({"label": "cat"}), 422, "invalid", "'cat' is no class"),
     "a truth value for a label": (feedback({"label": True}), 422, "invalid", "label"),
-    "an unknown address": (body(ROW, "/predictions"), 404, "not_found", "nothing at /predictions"),
+    "an unknown address": (body(ROW, "/prediction"), 404, "not_found", "nothing at /prediction"),
     "an unknown method": (
         lambda house: house.served.client.get("/predict"),
         405,
