@@ -29,6 +29,12 @@ SUMMARY_CLUSTERS = 30
 
 def judge_challenger(settings: Settings, material: Material, trained: Trained) -> Evaluation:
     """The challenger against the champion on the same evaluation rows of every site, and on every customer's case."""
+    found = _judge(settings, material, trained)
+    LOG.info("evaluate: %s", found.verdict)
+    return found
+
+
+def _judge(settings: Settings, material: Material, trained: Trained) -> Evaluation:
     champion = None if material.parent is None else weights_of(settings, material.parent)
     challenger = trained_weights(trained)
     found = evaluate(
@@ -42,9 +48,7 @@ def judge_challenger(settings: Settings, material: Material, trained: Trained) -
         material.fresh,
     )
     cases = ask_cases(settings, challenger, champion)
-    found = replace(found, verdict=judge_cases(found.verdict, cases), cases=cases)
-    LOG.info("evaluate: %s", found.verdict)
-    return found
+    return replace(found, verdict=judge_cases(found.verdict, cases), cases=cases)
 
 
 def spare_labels(settings: Settings, material: Material, adapted: Trained | None) -> Evaluation | None:
@@ -55,13 +59,17 @@ def spare_labels(settings: Settings, material: Material, adapted: Trained | None
     """
     if adapted is None or material.parent is None:
         return None
-    found = judge_challenger(settings, material, adapted)
-    metric = settings.task.metric
-    was = float(registry.version(settings, material.parent).tags.get(f"challenger_{metric}", "nan"))
-    if not found.verdict.passed or not (found.fresh and found.fresh.challenger >= was - settings.labels.spared_within):
+    found = _judge(settings, material, adapted)
+    if found.fresh is None:
         return None
-    LOG.info("label: none needed, %s is %.3f on the new rows and was %.3f", metric, found.fresh.challenger, was)
-    return found
+    metric, reached = settings.task.metric, found.fresh.challenger
+    was = float(registry.version(settings, material.parent).tags.get(f"challenger_{metric}", "nan"))
+    enough = found.verdict.passed and reached >= was - settings.labels.spared_within
+    word = "so no label is needed" if enough else "so labels are"
+    LOG.info("adapt: %s is %.3f on the new rows without new labels and was %.3f before, %s", metric, reached, was, word)
+    if enough:
+        LOG.info("evaluate: %s", found.verdict)
+    return found if enough else None
 
 
 def enter_registry(

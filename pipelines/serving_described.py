@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -131,11 +132,11 @@ def _finish(made: dict[str, Any]) -> None:
 
 def page(made: dict[str, Any]) -> str:
     """The listing, HTML."""
-    parts = [f"<h1>{html.escape(made['info']['title'])}</h1><p>{html.escape(made['info'].get('description', ''))}</p>"]
+    parts = [f"<h1>{html.escape(made['info']['title'])}</h1><p>{_words(made['info'].get('description', ''))}</p>"]
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
-            parts.append(f"<p>{html.escape(operation.get('description') or operation.get('summary', ''))}</p>")
+            parts.append(f"<p>{_words(operation.get('description') or operation.get('summary', ''))}</p>")
             rows = [_parameter(each) for each in operation.get("parameters", [])]
             parts.append(f"<table>{''.join(rows)}</table>" if rows else "")
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
@@ -152,13 +153,22 @@ def page(made: dict[str, Any]) -> str:
 def _parameter(each: dict[str, Any]) -> str:
     words = each.get("description") or each.get("schema", {}).get("description", "")
     need = "" if each.get("required") else "optional"
-    return f"<tr><td><code>{html.escape(each['name'])}</code></td><td>{need}</td><td>{html.escape(words)}</td></tr>"
+    return f"<tr><td><code>{html.escape(each['name'])}</code></td><td>{need}</td><td>{_words(words)}</td></tr>"
+
+
+def _words(text: str) -> str:
+    """A sentence; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _example(content: dict[str, Any]) -> str:
     if "example" not in content:
         return ""
-    text = content["example"] if isinstance(content["example"], str) else json.dumps(content["example"])
+    text = (
+        content["example"]
+        if isinstance(content["example"], str)
+        else json.dumps(content["example"], ensure_ascii=False)
+    )
     return f"<pre>{html.escape(text if len(text) < 600 else text[:600] + ' …')}</pre>"
 
 
