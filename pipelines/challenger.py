@@ -16,7 +16,7 @@ from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
 from pipelines.federated.jobs import Parameters, ReferenceAnswer, ReferenceJob
 from pipelines.gather import Material, embedded_engine
 from pipelines.loop import Labelled, Trained, trained_weights, weights_of
-from pipelines.reference import write_held_out
+from pipelines.reference import accepted, write_held_out
 from pipelines.settings import Settings
 from pipelines.summarize import ask_all, summarize
 from pipelines.tracking import Run
@@ -114,7 +114,7 @@ def enter_registry(
     run.end()
     if found.cases is not None:
         keep_report(settings, found.cases, version.number, material.parent)
-    write_references(settings, material, parameters, summary, version.number)
+    write_references(settings, material, parameters, summary, str(version.number))
     write_held_out(settings, version.number, found.challenger.confidence)
     LOG.info(
         "register: %s version %d%s", settings.model_name, version.number,
@@ -151,33 +151,30 @@ def label_history(settings: Settings, parent: int | None, labelled: Labelled | N
 def decide(settings: Settings, material: Material, version: registry.Version, verdict: Verdict, cause: str) -> str:
     """Release the challenger if the gate let it pass; returns what was done, in a sentence.
 
-    Else what the champion sees now becomes what it is compared with: nothing better could be made of it, so the same
-    change is not to raise the same alarm for ever. It is raised when the world moves further, or when labels say that
-    the champion errs.
+    Else what the champion sees now becomes what monitors compare it with: nothing better could be made of it, so the
+    same change is not to raise the same alarm for ever. It is raised when the world moves further, or when labels say
+    that the champion errs.
     """
     if not verdict.passed:
         outcome = f"version {version.number} stays challenger: {verdict}"
         if material.parent is not None and material.new:
             folder = registry.fetch(settings, material.parent)
             new = replace(material, train=material.new)
-            write_references(settings, new, read_weights(folder)[0], folder / "summary.npz", material.parent)
+            name = accepted(material.parent)
+            write_references(settings, new, read_weights(folder)[0], folder / "summary.npz", name)
     else:
         outcome = f"{steps.begin(settings, version.number, f'{cause}: {verdict}')} ({cause})"
     LOG.info("release: %s", outcome)
     return outcome
 
 
-def write_references(
-    settings: Settings, material: Material, parameters: Parameters, summary: Path, version: int
-) -> None:
+def write_references(settings: Settings, material: Material, parameters: Parameters, summary: Path, name: str) -> None:
     """What monitors compare this version's traffic with: the newest rows it knows, of every site."""
     centroids = np.load(summary)["centroids"]
     newest = material.train | material.new
     sites = sorted(site for site, snapshots in newest.items() if snapshots)
     own = material.fresh if material.parent is not None else material.evaluation
-    jobs = {
-        site: ReferenceJob((*newest[site], *own.get(site, ())), parameters, centroids, str(version)) for site in sites
-    }
+    jobs = {site: ReferenceJob((*newest[site], *own.get(site, ())), parameters, centroids, name) for site in sites}
     ask_all(embedded_engine(settings), jobs, ReferenceAnswer)
 
 

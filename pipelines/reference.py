@@ -38,7 +38,11 @@ class Reference:
 
 def read_reference(settings: Settings, version: int) -> Reference:
     """The version's reference of every site that has one, with its thresholds (computed once, then read)."""
-    files = sorted((settings.folder / "sites").glob(f"*/reference/{version}.parquet"))
+    folder = settings.folder / "sites"
+    found = [
+        path for name in (version, accepted(version)) for path in sorted(folder.glob(f"*/reference/{name}.parquet"))
+    ]
+    files = list({path.parent: path for path in found}.values())
     sites = {}
     for path in files:
         table = pd.read_parquet(path)
@@ -48,6 +52,12 @@ def read_reference(settings: Settings, version: int) -> Reference:
     if not sites:
         return Reference({}, Calibration({}), None, held_out)
     return Reference(sites, _calibration(settings, version, files, sites), centroids_of(settings, version), held_out)
+
+
+def accepted(version: int) -> str:
+    """What a site calls the reference of a version that goes on in a changed world. Its first one stays beside it: to
+    abstain from the pictures that it was made for would be wrong when the old world comes back."""
+    return f"{version}-accepted"
 
 
 def write_held_out(settings: Settings, version: int, bins: Sequence[Sequence[float]]) -> None:

@@ -147,8 +147,12 @@ def champion(settings: Settings) -> int | None:
 
 def history(settings: Settings) -> list[Promotion]:
     """The ledger, oldest first."""
-    with ledger(settings) as engine, engine.connect() as connection:
-        rows = connection.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.promotion)).all()
+    engine = connect(settings.database_url)
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.promotion)).all()
+    finally:
+        engine.dispose()
     return [Promotion(row.at, row.version, row.previous, row.reason) for row in rows]
 
 

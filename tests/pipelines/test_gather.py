@@ -15,6 +15,7 @@ from pipelines import challenger, gather, loop, registry
 from pipelines.evaluate import Evaluation, Verdict
 from pipelines.federated.store import stack_images
 from pipelines.gather import Material, site_stores
+from pipelines.reference import read_reference
 from pipelines.replay import captures
 from pipelines.settings import Settings
 
@@ -72,8 +73,10 @@ def test_labels_of_a_challenger_that_was_held_back_are_learned_by_the_next_and_n
     version, found = challenge(champion, first, passed=False)
     said = challenger.decide(champion, first, version, found.verdict, "test")
     assert "stays challenger: held back" in said
-    new = {name: len(store.reference("1")) for name, store in site_stores(champion).items()}
-    assert all(new[name] < reference[name] for name in first.new), "the champion is compared with what it sees now"
+    assert {name: len(store.reference("1")) for name, store in site_stores(champion).items()} == reference
+    compared = read_reference(champion, 1).sites
+    assert all(len(compared[name]) < reference[name] for name in first.new), "it is compared with what it sees now"
+    assert all(compared[name]["brightness"].mean() < 0.2 for name in first.new)
 
     second = gather.gather(champion, send(champion, "second"))
     assert second.parent == before.number
