@@ -111,7 +111,8 @@ def _errors_since(windows: Sequence[Window], persistence: int) -> dict[int, floa
     if not told:
         return None
     wrong, right = np.array([one["labelled"] for one in told.values()], dtype=np.float64).T
-    values = log_since_errors(wrong, right, float(next(iter(told.values()))["threshold"]), persistence)
+    how = next(iter(told.values()))
+    values = log_since_errors(wrong, right, how["threshold"], how["margin"], persistence)
     return {place: float(value) for place, value in zip(told, values, strict=True) if np.isfinite(value)}
 
 

@@ -1,12 +1,14 @@
-"""Evidence from labels that came later: does the model err more than it was measured to when it was made?
+"""Evidence from labels that came later: does the model err more than it was measured to, and than it did before?
 
 In: windows of a version's traffic, of which some rows have a label by now, and how often the version was right on the
 rows that the gate judged it on. Out: for every window since which it may err more, the logarithm of an e-value.
 
-The hypothesis is "the chance of a wrong answer is at most the tolerated one", which is the upper bound of what was
-measured and a margin. A bet against it that pays a likelihood ratio never gains on average while it holds, however
-often one looks (Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", 2024); of several
-bets the mean is taken. Labels reach a window long after its row was written, so they are counted anew at every look.
+The hypothesis is "the chance of a wrong answer is at most the tolerated one". A bet against it that pays a likelihood
+ratio never gains on average while it holds, however often one looks (Waudby-Smith & Ramdas, "Estimating means of
+bounded random variables by betting", 2024); of several bets the mean is taken. Tolerated is the larger of what was
+measured and what the windows before showed, as upper bounds, and a margin. So a version that erred from its first day
+has not changed: that its estimates are wrong is told beside them, and is no drift. Labels reach a window long after
+its row was written, so they are counted anew at every look.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from numpy.typing import NDArray
 
 from monitoring.database import LABELS, PREDICTIONS
 from monitoring.drift import OVERALL
-from monitoring.estimate import Known
+from monitoring.estimate import ENOUGH_LABELS, Known
 
 Floats = NDArray[np.float64]
 
 ERRORS = "errors"
 _WORSE = (0.05, 0.1, 0.2, 0.4)
 """How much more often than tolerated the bets say that the model errs."""
+_MOST = 0.95  # of the tolerated share: beyond it nothing is left to bet on
 _SURE = NormalDist().inv_cdf(0.95)
 
 
@@ -38,23 +41,29 @@ def with_errors(
     if not windows or not measured.total:
         return list(windows)
     was = 1.0 - float(measured.right.sum()) / measured.total
-    tolerated = min(0.95, _upper_bound(was, measured.total) + margin)
+    tolerated = min(_MOST, _upper_bound(was, measured.total) + margin)
     counted = _counted(engine, windows)
-    return [_with_column(window, *counted[int(window["window"])], was, tolerated) for window in windows]
+    told = (was, tolerated, margin)
+    return [_with_column(window, *counted[int(window["window"])], *told) for window in windows]
 
 
-def log_since_errors(wrong: Floats, right: Floats, tolerated: float, persistence: int) -> Floats:
+def log_since_errors(wrong: Floats, right: Floats, tolerated: float, margin: float, persistence: int) -> Floats:
     """[windows] of each window the logarithm of the evidence that since then the model errs more than tolerated.
 
-    wrong, right: [windows] labelled rows. As the evidence of columns does, it has to stand without the
-    `persistence - 1` windows that speak loudest of it.
+    wrong, right: [windows] labelled rows. tolerated: by what was measured, the margin in it. As the evidence of columns
+    does, it has to stand without the `persistence - 1` windows that speak loudest of it; and it needs ENOUGH_LABELS of
+    the windows before, which say what is usual.
     """
-    rates = np.minimum(tolerated + np.asarray(_WORSE), 0.99)
-    up, down = np.log(rates / tolerated), np.log((1.0 - rates) / (1.0 - tolerated))
-    gains = wrong[:, None] * up + right[:, None] * down  # [windows, bets]
-    found = np.full(len(gains), -np.inf)
-    for start in range(len(gains) - persistence + 1):
-        own = gains[start:]
+    found = np.full(len(wrong), -np.inf)
+    for start in range(1, len(wrong) - persistence + 1):
+        before = wrong[:start].sum() + right[:start].sum()
+        if before < ENOUGH_LABELS:
+            continue
+        usual = _upper_bound(wrong[:start].sum() / before, before) + margin
+        least = min(_MOST, max(tolerated, usual))
+        rates = np.minimum(least + np.asarray(_WORSE), 0.99)
+        up, down = np.log(rates / least), np.log((1.0 - rates) / (1.0 - least))
+        own = wrong[start:, None] * up + right[start:, None] * down  # [windows, bets]
         loudest = np.argsort(own.max(axis=1))[::-1][: persistence - 1]
         total = own.sum(axis=0)
         found[start] = min(_mean(total), _mean(total - own[loudest].sum(axis=0)))
@@ -93,7 +102,9 @@ def _counted(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> dict[in
     return found
 
 
-def _with_column(window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float) -> Mapping[str, Any]:
+def _with_column(
+    window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float, margin: float
+) -> Mapping[str, Any]:
     scopes = window["evidence"].get("scopes", {})
     if OVERALL not in scopes or not wrong + right:
         return window
@@ -101,7 +112,7 @@ def _with_column(window: Mapping[str, Any], wrong: int, right: int, was: float, 
     column = {
         "column": ERRORS, "value": None, "threshold": tolerated, "ratio": now / tolerated,
         "what": "the share of wrong answers", "was": was, "now": now, "spread": None, "tally": None,
-        "labelled": [wrong, right],
+        "labelled": [wrong, right], "margin": margin,
     }  # fmt: skip
     overall = scopes[OVERALL] | {"columns": scopes[OVERALL]["columns"] | {ERRORS: column}}
     return {**window, "evidence": window["evidence"] | {"scopes": scopes | {OVERALL: overall}}}

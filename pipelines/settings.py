@@ -55,7 +55,7 @@ class LabelSettings(BaseModel):
         description="of the budget, at most, for clusters where the champion met what it had not seen",
     )
     spared_within: float = Field(
-        0.05, ge=0, description="no label is bought where adapting alone brings the metric so near to what it was"
+        0.02, ge=0, description="no label is bought where adapting alone brings the metric so near to what it was"
     )
     lloyd_rounds: int = Field(3, ge=0, description="federated k-means iterations after the merge; 0: one-shot")
     spread: Literal["graph", "cluster", "none"] = "graph"

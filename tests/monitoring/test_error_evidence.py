@@ -35,27 +35,26 @@ def log(tmp_path: Path) -> Iterator[TrafficLog]:
 def test_no_bet_gains_on_average_while_the_model_errs_no_more_than_tolerated(
     tolerated: float, share: float, seed: int
 ) -> None:
-    wrong = np.random.default_rng(seed).binomial(20, tolerated * share, size=(4000, 3)).astype(float)
-    gains = np.array([np.exp(log_since_errors(own, 20.0 - own, tolerated, 1)) for own in wrong[:400]])
+    wrong = np.random.default_rng(seed).binomial(60, tolerated * share, size=(400, 4)).astype(float)
+    gains = np.array([np.exp(log_since_errors(own, 60.0 - own, tolerated, 0.0, 1)) for own in wrong])
     # The mean of a heavy tail is estimated badly, so the largest values are cut, which only lowers it.
     assert (np.minimum(gains, 50.0).mean(axis=0) < 1.6).all()
 
 
-@given(wrong=st.lists(st.integers(0, 20), min_size=3, max_size=8), persistence=st.integers(1, 3))
+@given(wrong=st.lists(st.integers(0, 60), min_size=4, max_size=8), persistence=st.integers(1, 3))
 @settings(max_examples=40)
-def test_more_wrong_answers_are_never_less_evidence_and_one_window_alone_is_none(
-    wrong: list[int], persistence: int
-) -> None:
-    right = np.full(len(wrong), 20.0) - wrong
-    found = log_since_errors(np.array(wrong, dtype=float), right, 0.1, persistence)
-    worse = log_since_errors(np.full(len(wrong), 20.0), np.zeros(len(wrong)), 0.1, persistence)
+def test_a_change_needs_windows_before_it_and_no_one_window_makes_it(wrong: list[int], persistence: int) -> None:
+    many = np.array(wrong, dtype=float)
+    found = log_since_errors(many, 60.0 - many, 0.1, 0.03, persistence)
     starts = len(wrong) - persistence + 1
-    assert (worse[:starts] >= found[:starts]).all()
+    assert np.isneginf(found[0])
     assert np.isneginf(found[starts:]).all()
+    always = log_since_errors(np.full(8, 30.0), np.full(8, 30.0), 0.1, 0.03, persistence)
+    assert (always < 0.0).all(), "it has erred as often from its first day"
     once = np.zeros(len(wrong))
-    once[-1] = 20.0
+    once[-1] = 60.0
     if persistence > 1:
-        assert (log_since_errors(once, 20.0 - once, 0.1, persistence)[:starts] < 1.0).all()
+        assert (log_since_errors(once, 60.0 - once, 0.1, 0.03, persistence)[:starts] < 1.0).all()
 
 
 def _window(log: TrafficLog, number: int, wrong: int, labelled: int = 50) -> None:
@@ -89,22 +88,23 @@ def test_a_model_that_labels_call_wrong_is_retrained_though_its_inputs_stand_sti
 
 def test_without_a_measured_version_or_labels_there_is_no_such_evidence(log: TrafficLog) -> None:
     for number in range(4):
-        _window(log, number, wrong=50)
+        _window(log, number, wrong=50 if number > 1 else 2)
     assert decide(log.engine, AlarmPolicy(), measured=NOTHING, now=0.0) is None
     assert decide(log.engine, AlarmPolicy(error_margin=0.9), measured=MEASURED, now=0.0) is None
     assert decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0) is not None
 
 
 def test_labels_that_come_long_after_their_window_count_for_it(log: TrafficLog) -> None:
-    for number in range(3):
+    _window(log, 0, wrong=2)
+    for number in range(1, 4):
         _window(log, number, wrong=0, labelled=0)
     assert decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0) is None
-    rows = list(log.between(1, 3 * ROWS + 1).itertuples())
+    rows = list(log.between(ROWS + 1, 4 * ROWS + 1).itertuples())
     log.label_all([Label(row.prediction_id, (row.prediction + 1) % 10, "clinic", row.at + 9e5) for row in rows[:150]])
     windows = [dict(row) for row in _windows(log.engine)]
     told = with_errors(log.engine, windows, MEASURED, 0.03)
     labelled = [each["evidence"]["scopes"]["overall"]["columns"].get(ERRORS, {}).get("labelled") for each in told]
-    assert labelled == [[100, 0], [50, 0], None]
+    assert labelled == [[2, 48], [100, 0], [50, 0], None]
     assert decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0) is not None
 
 
