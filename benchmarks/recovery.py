@@ -143,7 +143,7 @@ def _retrain(world: World, course: Course, serves_from: int, since: int | None, 
     course.labels += labelled.newly_bought if labelled else 0
     course.retrained.append(serves_from - 1)
     if gated:
-        challenger.decide(settings, material, version, found.verdict, "drift")
+        challenger.decide(settings, material, version, found.verdict, alarm.DRIFT)
     else:
         release.promote(settings, version.number, "benchmark")
     if gated:

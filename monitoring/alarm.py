@@ -31,6 +31,8 @@ PENDING = ("waiting", "emitted")
 OPEN = (*PENDING, "running")
 FINISHED = ("done", "failed")
 UNANSWERED = ("paged", "asked")
+DRIFT = "drift"
+"""The cause of every decision to retrain that an alarm makes; what probably happened is in its evidence."""
 BROKEN = "broken camera"
 """The cause that forbids retraining until a person has looked: nobody learns from garbage."""
 _FIRST_STATE: Mapping[Answer, str] = {"retrain": "waiting", "person": "paged", "labels": "asked"}
@@ -120,7 +122,7 @@ def record(engine: sa.Engine, cause: str, evidence: Mapping[str, Any], now: floa
             sa.exists().where(d.state.in_(OPEN)),
             sa.exists().where(d.state == "paged", d.cause == BROKEN),
             sa.exists().where(d.state.in_(FINISHED), _within(d.updated_at, now, policy.cooldown_s)),
-            sa.select(sa.func.count()).where(d.cause == "drift", _within(d.created_at, now, _DAY_S)).scalar_subquery()
+            sa.select(sa.func.count()).where(d.cause == DRIFT, _within(d.created_at, now, _DAY_S)).scalar_subquery()
             >= policy.per_day,
         ]
     else:

@@ -122,7 +122,7 @@ def _told(windows: Sequence[Window], found: Evidence, policy: AlarmPolicy) -> tu
         "model_version": int(since[-1]["model_version"]),
         "log_evidence": found.log_total,
     }
-    return "drift" if cause.answer == "retrain" else cause.name, evidence
+    return alarm.DRIFT if cause.answer == "retrain" else cause.name, evidence
 
 
 def _silence(windows: Sequence[Window], policy: AlarmPolicy) -> tuple[str, dict[str, Any] | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from models.artifact import read as read_weights
+from monitoring.alarm import DRIFT
 from pipelines import registry, steps
 from pipelines.cases import ask_cases, keep_report
 from pipelines.evaluate import Evaluation, Verdict, evaluate, judge_cases
@@ -151,13 +152,13 @@ def label_history(settings: Settings, parent: int | None, labelled: Labelled | N
 def decide(settings: Settings, material: Material, version: registry.Version, verdict: Verdict, cause: str) -> str:
     """Release the challenger if the gate let it pass; returns what was done, in a sentence.
 
-    Else what the champion sees now becomes what monitors compare it with: nothing better could be made of it, so the
-    same change is not to raise the same alarm for ever. It is raised when the world moves further, or when labels say
-    that the champion errs.
+    Else, after an alarm, what the champion sees now becomes what monitors compare it with: nothing better could be made
+    of it, so the same change is not to raise the same alarm for ever. It is raised when the world moves further, or
+    when labels say that the champion errs. Without an alarm nothing moves: a slow change is to be noticed in the end.
     """
     if not verdict.passed:
         outcome = f"version {version.number} stays challenger: {verdict}"
-        if material.parent is not None and material.new:
+        if cause == DRIFT and material.parent is not None and material.new:
             folder = registry.fetch(settings, material.parent)
             new = replace(material, train=material.new)
             name = accepted(material.parent)

@@ -10,6 +10,7 @@ from test_loop import in_small, run_steps
 
 from models.images import content_hash
 from models.quality import quality
+from monitoring.alarm import DRIFT
 from monitoring.traffic import Label, Prediction, TrafficLog
 from pipelines import challenger, gather, loop, registry
 from pipelines.evaluate import Evaluation, Verdict
@@ -71,8 +72,9 @@ def test_labels_of_a_challenger_that_was_held_back_are_learned_by_the_next_and_n
     assert sum(map(len, first.fresh.values())) > 0
     reference = {name: len(store.reference("1")) for name, store in site_stores(champion).items()}
     version, found = challenge(champion, first, passed=False)
-    said = challenger.decide(champion, first, version, found.verdict, "test")
-    assert "stays challenger: held back" in said
+    assert "stays challenger: held back" in challenger.decide(champion, first, version, found.verdict, "schedule")
+    assert {name: len(rows) for name, rows in read_reference(champion, 1).sites.items()} == reference
+    challenger.decide(champion, first, version, found.verdict, DRIFT)
     assert {name: len(store.reference("1")) for name, store in site_stores(champion).items()} == reference
     compared = read_reference(champion, 1).sites
     assert all(len(compared[name]) < reference[name] for name in first.new), "it is compared with what it sees now"
