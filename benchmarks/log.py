@@ -29,7 +29,8 @@ import sqlalchemy as sa
 from rich.console import Console
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+# In this order: the tests' folders have the packages' names.
+sys.path.extend(str(Path(__file__).parents[1] / part) for part in (".", "tests"))
 
 from camera_traffic import START, CameraTraffic
 from postgres import binaries, postgres
