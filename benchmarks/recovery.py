@@ -144,10 +144,9 @@ def _retrain(world: World, course: Course, serves_from: int, since: int | None, 
     course.retrained.append(serves_from - 1)
     if gated:
         challenger.decide(settings, material, version, found.verdict, alarm.DRIFT)
+        course.told.append(f"window {serves_from - 1}: {found.verdict}")
     else:
         release.promote(settings, version.number, "benchmark")
-    if gated:
-        course.told.append(f"window {serves_from - 1}: {found.verdict}")
     if gated and not found.verdict.passed:
         course.held_back.append(serves_from - 1)
         return

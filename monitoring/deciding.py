@@ -95,10 +95,8 @@ def _told(windows: Sequence[Window], found: Evidence, policy: AlarmPolicy) -> tu
         worst = max(shown, key=lambda column: float(column["ratio"]))
         strength = max(log_evidence, columns.get(name, {}).get("log_evidence", 0.0))
         times = sum(column["ratio"] > 1.0 for column in shown)
-        columns[name] = {k: v for k, v in worst.items() if k not in ("tally", "labelled", "margin")} | {
-            "times": times,
-            "log_evidence": strength,
-        }
+        kept = {key: value for key, value in worst.items() if key not in ("tally", "labelled")}
+        columns[name] = kept | {"times": times, "log_evidence": strength}
     columns = dict(sorted(columns.items(), key=lambda item: -item[1]["ratio"]))
     newest = [
         window["evidence"]["scopes"][one.scope]["columns"]

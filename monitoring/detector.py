@@ -50,7 +50,7 @@ def detect(windows: Sequence[Window], policy: AlarmPolicy) -> Evidence:
     for period, part in _by_period(windows, policy.schedule):
         if period is None or period.windows == "apart":
             learnt = policy.schedule_windows if period is not None else 0
-            found += _scopes(part, learnt, policy.persistence)
+            found += _scopes(part, learnt, policy)
     found.sort(key=lambda one: -one.log_evidence)
     total = float(np.logaddexp.reduce([one.log_evidence for one in found])) if found else -np.inf
     loud = [one for one in found if one.log_evidence > policy.log_level - np.log(10.0)]
@@ -71,7 +71,7 @@ def _by_period(windows: Sequence[Window], schedule: Sequence[Period]) -> list[tu
     return list(parts.values())
 
 
-def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[ScopeEvidence]:
+def _scopes(windows: Sequence[Window], learnt: int, policy: AlarmPolicy) -> list[ScopeEvidence]:
     """Every scope's evidence. learnt: so many first windows of each are the reference of the later ones."""
     columns: dict[tuple[str, str], _Column] = {}
     for place, window in enumerate(windows):
@@ -79,8 +79,8 @@ def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[Sc
             for name, told in seen["columns"].items():
                 if told.get("tally"):
                     columns.setdefault((scope, name), _Column([], [])).add(place, told["tally"])
-    since = _since({key: one for key, one in columns.items() if len(one.places) > learnt}, learnt, persistence)
-    if (errors := _errors_since(windows, persistence)) is not None:
+    since = _since({key: one for key, one in columns.items() if len(one.places) > learnt}, learnt, policy.persistence)
+    if (errors := _errors_since(windows, policy)) is not None:
         since[OVERALL, ERRORS] = errors
     scopes = sorted({scope for scope, _ in since})
     sites = max(1, sum(scope != OVERALL for scope in scopes))
@@ -101,7 +101,7 @@ def _scopes(windows: Sequence[Window], learnt: int, persistence: int) -> list[Sc
     return found
 
 
-def _errors_since(windows: Sequence[Window], persistence: int) -> dict[int, float] | None:
+def _errors_since(windows: Sequence[Window], policy: AlarmPolicy) -> dict[int, float] | None:
     """The evidence of the labels, by the window since which it speaks; None where no row has one."""
     told = {
         place: found
@@ -111,8 +111,8 @@ def _errors_since(windows: Sequence[Window], persistence: int) -> dict[int, floa
     if not told:
         return None
     wrong, right = np.array([one["labelled"] for one in told.values()], dtype=np.float64).T
-    how = next(iter(told.values()))
-    values = log_since_errors(wrong, right, how["threshold"], how["margin"], persistence)
+    tolerated = float(next(iter(told.values()))["threshold"])
+    values = log_since_errors(wrong, right, tolerated, policy.error_margin, policy.persistence)
     return {place: float(value) for place, value in zip(told, values, strict=True) if np.isfinite(value)}
 
 

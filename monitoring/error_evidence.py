@@ -14,16 +14,15 @@ its row was written, so they are counted anew at every look.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from monitoring.database import LABELS, PREDICTIONS
 from monitoring.drift import OVERALL
 from monitoring.estimate import ENOUGH_LABELS, Known
+from monitoring.performance import labelled_rows
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +30,6 @@ ERRORS = "errors"
 _WORSE = (0.05, 0.1, 0.2, 0.4)
 """How much more often than tolerated the bets say that the model errs."""
 _MOST = 0.95  # of the tolerated share: beyond it nothing is left to bet on
-_SURE = NormalDist().inv_cdf(0.95)
 
 
 def with_errors(
@@ -40,11 +38,10 @@ def with_errors(
     """The windows, oldest first, with what labels say of their answers beside the columns of all their rows."""
     if not windows or not measured.total:
         return list(windows)
-    was = 1.0 - float(measured.right.sum()) / measured.total
-    tolerated = min(_MOST, _upper_bound(was, measured.total) + margin)
+    errors = measured.total - float(measured.right.sum())
+    was, tolerated = errors / measured.total, min(_MOST, _upper_bound(errors, measured.total) + margin)
     counted = _counted(engine, windows)
-    told = (was, tolerated, margin)
-    return [_with_column(window, *counted[int(window["window"])], *told) for window in windows]
+    return [_with_column(window, *counted[int(window["window"])], was, tolerated) for window in windows]
 
 
 def log_since_errors(wrong: Floats, right: Floats, tolerated: float, margin: float, persistence: int) -> Floats:
@@ -59,7 +56,7 @@ def log_since_errors(wrong: Floats, right: Floats, tolerated: float, margin: flo
         before = wrong[:start].sum() + right[:start].sum()
         if before < ENOUGH_LABELS:
             continue
-        usual = _upper_bound(wrong[:start].sum() / before, before) + margin
+        usual = _upper_bound(wrong[:start].sum(), before) + margin
         least = min(_MOST, max(tolerated, usual))
         rates = np.minimum(least + np.asarray(_WORSE), 0.99)
         up, down = np.log(rates / least), np.log((1.0 - rates) / (1.0 - least))
@@ -74,27 +71,20 @@ def _mean(log_values: Floats) -> float:
     return float(np.logaddexp.reduce(log_values) - np.log(len(log_values)))
 
 
-def _upper_bound(share: float, rows: float) -> float:
-    """Wilson's, of 95%: at 0 of few rows it is not 0."""
-    z = _SURE**2 / rows
-    spread = _SURE * np.sqrt((share * (1.0 - share) + z / 4.0) / rows)
-    return float((share + z / 2.0 + spread) / (1.0 + z))
+def _upper_bound(wrong: float, rows: float) -> float:
+    """Of the share, Wilson's of 95%: at 0 of few rows it is not 0."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(wrong), round(rows), alternative="less").proportion_ci(0.95, method="wilson")
+    return float(found.high)
 
 
 def _counted(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
     """By window its wrong and right answers among those with a label by now, of which the last one counts."""
-    p = PREDICTIONS.c
     first, last = int(windows[0]["from_seq"]), int(windows[-1]["to_seq"])
-    known = (
-        sa.select(p.seq, (p.prediction == LABELS.c.label).label("right"))
-        .join(PREDICTIONS, p.prediction_id == LABELS.c.prediction_id)
-        .where((p.seq >= first) & (p.seq < last) & (p.model_version == windows[-1]["model_version"]))
-        .where(p.abstained.is_(None))
-        .order_by(LABELS.c.at, LABELS.c.source)
-    )
-    with engine.connect() as connection:
-        answers = {row.seq: bool(row.right) for row in connection.execute(known)}
-    seqs, right = np.array(list(answers), dtype=np.int64), np.array(list(answers.values()), dtype=bool)
+    rows = labelled_rows(engine, first, last, int(windows[-1]["model_version"]))
+    answers = [(row.seq, row.right) for row in rows if row.abstained is None]
+    seqs, right = np.array([seq for seq, _ in answers], dtype=np.int64), np.array([r for _, r in answers], dtype=bool)
     found = {}
     for window in windows:
         own = right[(seqs >= window["from_seq"]) & (seqs < window["to_seq"])]
@@ -102,9 +92,7 @@ def _counted(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> dict[in
     return found
 
 
-def _with_column(
-    window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float, margin: float
-) -> Mapping[str, Any]:
+def _with_column(window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float) -> Mapping[str, Any]:
     scopes = window["evidence"].get("scopes", {})
     if OVERALL not in scopes or not wrong + right:
         return window
@@ -112,7 +100,7 @@ def _with_column(
     column = {
         "column": ERRORS, "value": None, "threshold": tolerated, "ratio": now / tolerated,
         "what": "the share of wrong answers", "was": was, "now": now, "spread": None, "tally": None,
-        "labelled": [wrong, right], "margin": margin,
+        "labelled": [wrong, right],
     }  # fmt: skip
     overall = scopes[OVERALL] | {"columns": scopes[OVERALL]["columns"] | {ERRORS: column}}
     return {**window, "evidence": window["evidence"] | {"scopes": scopes | {OVERALL: overall}}}

@@ -6,6 +6,7 @@ In: a window's rows with their labels so far. Out: accuracy with a Wilson interv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,14 +49,19 @@ def accuracies(rows: pd.DataFrame) -> list[Accuracy]:
 
 def labelled_answers(engine: sa.Engine, from_seq: int, to_seq: int, version: int) -> Known:
     """The answers of a version with from_seq <= seq < to_seq whose label has come; the last label of a row counts."""
+    rows = labelled_rows(engine, from_seq, to_seq, version)
+    table = np.array([(row.confidence, row.right) for row in rows], dtype=np.float64).reshape(-1, 2)
+    return Known(table[:, 0], np.ones(len(table)), table[:, 1])
+
+
+def labelled_rows(engine: sa.Engine, from_seq: int, to_seq: int, version: int) -> list[sa.Row[Any]]:
+    """Of the same answers seq, confidence, whether they were `right`, and why they were `abstained` from."""
     p = PREDICTIONS.c
     known = (
-        sa.select(p.seq, p.confidence, (p.prediction == LABELS.c.label).label("right"))
+        sa.select(p.seq, p.confidence, p.abstained, (p.prediction == LABELS.c.label).label("right"))
         .join(PREDICTIONS, p.prediction_id == LABELS.c.prediction_id)
         .where((p.seq >= from_seq) & (p.seq < to_seq) & (p.model_version == version))
         .order_by(LABELS.c.at, LABELS.c.source)
     )
     with engine.connect() as connection:
-        last = {row.seq: (row.confidence, row.right) for row in connection.execute(known)}
-    table = np.array(list(last.values()), dtype=np.float64).reshape(-1, 2)
-    return Known(table[:, 0], np.ones(len(table)), table[:, 1])
+        return list({row.seq: row for row in connection.execute(known)}.values())

@@ -51,7 +51,7 @@ class Material:
     @property
     def known(self) -> dict[str, tuple[str, ...]]:
         """The training snapshots that have labels."""
-        return {site: tuple(i for i in own if i not in self.new.get(site, ())) for site, own in self.train.items()}
+        return _without(self.train, self.new)
 
 
 def site_stores(settings: Settings) -> dict[str, SiteStore]:

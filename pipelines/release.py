@@ -132,12 +132,17 @@ def ledger(settings: Settings) -> Iterator[sa.Engine]:
     """The log database, for one release at a time in this home."""
     settings.folder.mkdir(parents=True, exist_ok=True)
     # Of one kind per file, so that a pass may call what takes the lock itself.
-    with FileLock(settings.folder / "release.lock", is_singleton=True):
-        engine = connect(settings.database_url)
-        try:
-            yield engine
-        finally:
-            engine.dispose()
+    with FileLock(settings.folder / "release.lock", is_singleton=True), _connected(settings) as engine:
+        yield engine
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[sa.Engine]:
+    engine = connect(settings.database_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def champion(settings: Settings) -> int | None:
@@ -147,12 +152,8 @@ def champion(settings: Settings) -> int | None:
 
 def history(settings: Settings) -> list[Promotion]:
     """The ledger, oldest first."""
-    engine = connect(settings.database_url)
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.promotion)).all()
-    finally:
-        engine.dispose()
+    with _connected(settings) as engine, engine.connect() as connection:
+        rows = connection.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.promotion)).all()
     return [Promotion(row.at, row.version, row.previous, row.reason) for row in rows]
 
 
