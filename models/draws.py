@@ -72,15 +72,13 @@ def sample(seed: int, size: int, count: int) -> NDArray[np.int64]:
     own = np.array(seed, np.uint64)
     if 2 * count > size:
         return np.sort(np.argsort(words(own, size))[:count])
-    # As many more as are missing, until none is missing: repeats are dropped as if drawn one after the other.
-    drawn, found = 0, np.zeros(0, np.int64)
-    while len(found) < count:
-        more = (words(own, count - len(found), drawn) % np.uint64(size)).view(np.int64)
-        drawn += len(more)
-        found = np.concatenate([found, more]) if len(found) else more
-        found.sort()
-        found = found[np.concatenate([[True], found[1:] != found[:-1]])]
-    return found
+    # The first `count` different ones of the stream. Some more are drawn at once, for repeats.
+    drawn = count + count * count // size + 8
+    while True:
+        found, first = np.unique((words(own, drawn) % np.uint64(size)).view(np.int64), return_index=True)
+        if len(found) >= count:
+            return found[first <= np.partition(first, count - 1)[count - 1]] if count else found[:0]
+        drawn *= 2
 
 
 def _scramble(z: Words) -> Words:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from pipelines.federated.files import write_atomically
-from pipelines.federated.plan import RoundRecord, TrainingState
+from pipelines.federated.plan import History, RoundRecord, TrainingState
 from pipelines.federated.server_optimizers import Moments
 
 KEPT = 3
@@ -62,7 +62,7 @@ def _read(path: Path) -> TrainingState:
     for name, tensor in parts["moments"].items():
         moment, _, parameter = name.partition("/")
         moments.setdefault(moment, {})[parameter] = tensor
-    log = tuple(RoundRecord(**record) for record in json.loads(head["log"]))
+    log = History(RoundRecord(**record) for record in json.loads(head["log"]))
     shared = parts["shared"][""]
     return TrainingState(int(head["round"]), parts["parameters"], moments, log, shared, parts["context"])
 

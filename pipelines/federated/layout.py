@@ -74,7 +74,7 @@ class Layout:
 
     def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views into the last dimension of `flat` [..., size], by name: [..., *shape]."""
-        parts = torch.split(flat, self.sizes, dim=-1)
+        parts = flat.split_with_sizes(self.sizes, dim=-1)
         # Splitting the last dimension of a slice needs no copy, so this is a view.
         return {
             name: part.view((*part.shape[:-1], *shape))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -55,6 +55,37 @@ class RoundRecord:
     session: Mapping[str, Any] = field(default_factory=dict)
 
 
+class History(Sequence[RoundRecord]):
+    """The rounds so far, as a value. One that has grown from another shares its beginning: a round costs no copy."""
+
+    def __init__(self, records: Iterable[RoundRecord] = ()) -> None:
+        self._records = list(records)
+        self._count = len(self._records)
+
+    def grown(self, record: RoundRecord) -> History:
+        """This one and a record more."""
+        after = History()
+        # What another has put behind this one's end stays that other's.
+        after._records = self._records if len(self._records) == self._count else list(self)
+        after._records.append(record)
+        after._count = self._count + 1
+        return after
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> RoundRecord: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[RoundRecord]: ...
+    def __getitem__(self, place: int | slice) -> RoundRecord | Sequence[RoundRecord]:
+        places = range(self._count)[place]
+        return [self._records[i] for i in places] if isinstance(places, range) else self._records[places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, History) and list(self) == list(other)
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """Everything a run is: serialise it, and the run can go on anywhere.
@@ -65,7 +96,7 @@ class TrainingState:
     round: int
     parameters: Parameters
     moments: Moments
-    log: tuple[RoundRecord, ...] = ()
+    log: History = field(default_factory=History)
     shared: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     context: Context = field(default_factory=dict)
 

@@ -62,11 +62,11 @@ def run_round(plan: TrainingPlan, state: TrainingState, engine: Rounds) -> Train
     record = RoundRecord(number, gathered.asked, gathered.reports, gathered.examples, loss, session=gathered.session)
     if isinstance(gathered.outcome, Abandoned):
         record = replace(record, abandoned=gathered.outcome.reason)
-        return replace(state, round=number, log=(*state.log, record), context=context)
+        return replace(state, round=number, log=state.log.grown(record), context=context)
     layout = Layout.of(state.parameters)
     mean = strategy.reducer.finish(gathered.reduction) * gathered.scale
     if strategy.stages:
         mean = torch.cat([on_server(strategy.stages, mean[: layout.size]), mean[layout.size :]])
     update, shared = strategy.rule.absorb(mean, state.shared, gathered.share_of_population)
     parameters, moments = strategy.server.step(state.parameters, layout.unflatten(update), state.moments)
-    return TrainingState(number, parameters, moments, (*state.log, record), shared, context)
+    return TrainingState(number, parameters, moments, state.log.grown(record), shared, context)

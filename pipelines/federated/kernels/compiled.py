@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.federated.kernels.descent import shares
+from pipelines.federated.kernels.descent import bare, shares
 from pipelines.federated.kernels.scratch import Scratch
 from pipelines.federated.layout import Layout
 from pipelines.federated.steps import Steps
@@ -49,12 +49,12 @@ class Compiled:
         measure_loss: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Importing numba takes a second, which only those pay who train such a model.
-        from pipelines.federated.kernels.compiled_loop import descend
+        from pipelines.federated.kernels.compiled_loop import descend, descend_logistic
 
         sites, x = len(steps), steps.x.flatten(1)
         pull = start if anchor is None else anchor
         out, losses = self._scratch("out", (sites, self._size)), torch.zeros(sites)
-        descend(
+        rows = (
             x.numpy(),
             np.float32(1 / 255 if x.dtype == torch.uint8 else 1.0),
             steps.y.numpy(),
@@ -62,15 +62,20 @@ class Compiled:
             _NONE_3 if steps.weight is None else shares(steps.weight).numpy(),
             steps.steps,
             start.view(-1, self._size).numpy(),
+        )
+        rate, into = np.float32(work.learning_rate), (measure_loss, out.numpy(), losses.numpy())
+        if self._classes == 1 and bare(work, correction):
+            descend_logistic(*rows, self._biases, rate, *into)
+            return out, losses
+        descend(
+            *rows,
             _NONE_2 if correction is None else correction.numpy(),
             pull.view(-1, self._size).numpy(),
             self._classes,
             self._biases,
-            *(np.float32(n) for n in (work.learning_rate, work.momentum, work.clip_norm)),
-            *(np.float32(n) for n in (work.proximal, work.weight_decay)),
-            measure_loss,
-            out.numpy(),
-            losses.numpy(),
+            rate,
+            *(np.float32(n) for n in (work.momentum, work.clip_norm, work.proximal, work.weight_decay)),
+            *into,
         )
         return out, losses
 

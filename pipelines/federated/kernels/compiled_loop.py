@@ -102,13 +102,69 @@ def descend(
 
 
 @_compile
+def descend_logistic(
+    x: Numbers,
+    scale: np.float32,
+    y: NDArray[np.int64],
+    index: NDArray[np.int64],
+    share: Numbers,
+    steps: NDArray[np.int64],
+    start: Numbers,
+    biases: int,
+    rate: np.float32,
+    measure: bool,
+    out: Numbers,
+    losses: Numbers,
+) -> None:
+    """The same for one output and bare SGD, a quarter of the time: without a gradient, LLVM vectorises the loops."""
+    batch, features = index.shape[2], x.shape[1]
+    w, delta = np.empty(features, np.float32), np.empty(batch, np.float32)
+    for site in range(len(steps)):
+        begin = min(site, len(start) - 1)
+        bias = start[begin, 0] if biases else np.float32(0)
+        for i in range(features):
+            w[i] = start[begin, biases + i]
+        for step in range(steps[site]):
+            for place in range(batch):
+                row, total = index[site, step, place], np.float32(0)
+                for i in range(features):
+                    total += w[i] * np.float32(x[row, i])
+                delta[place] = total * scale + bias
+            for place in range(batch):
+                z, wanted = delta[place], np.float32(y[index[site, step, place]])
+                portion = share[site, step, place] if len(share) else _ONE / np.float32(batch)
+                if measure:
+                    losses[site] += portion * _log_loss(z, wanted)
+                delta[place] = rate * portion * (_ONE / (_ONE + np.exp(-z)) - wanted)
+            for place in range(batch):
+                row, move = index[site, step, place], delta[place]
+                if biases:
+                    bias -= move
+                move *= scale
+                for i in range(features):
+                    w[i] -= move * np.float32(x[row, i])
+        if measure and steps[site]:
+            losses[site] /= np.float32(steps[site])
+        if biases:
+            out[site, 0] = bias - start[begin, 0]
+        for i in range(features):
+            out[site, biases + i] = w[i] - start[begin, biases + i]
+
+
+@_compile
+def _log_loss(z: np.float32, wanted: np.float32) -> np.float32:
+    """log(1 + e^z) − wanted · z, without overflow."""
+    return np.float32(max(z, np.float32(0)) + np.log1p(np.exp(-abs(z))) - wanted * z)
+
+
+@_compile
 def _derive(scores: Numbers, label: int, measure: bool) -> np.float32:
     """The scores [classes] of a row become the gradient of its loss; the loss, where it is measured."""
     loss = np.float32(0)
     if len(scores) == 1:
         z, wanted = scores[0], np.float32(label)
-        if measure:  # log(1 + e^z) − wanted · z, without overflow
-            loss = max(z, np.float32(0)) + np.log1p(np.exp(-abs(z))) - wanted * z
+        if measure:
+            loss = _log_loss(z, wanted)
         scores[0] = _ONE / (_ONE + np.exp(-z)) - wanted
         return loss
     top, total = scores.max(), np.float32(0)

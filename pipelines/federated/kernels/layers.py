@@ -130,35 +130,35 @@ class Convolution(Parametric):
 class FirstConvolution(Convolution):
     """A first layer over few channels in float32, as a product with the patches: oneDNN is slow with one channel.
 
-    Stride and dilation 1; the patches serve the backward pass too.
+    Stride and dilation 1; the patches serve the backward pass too. A patch is a column of its matrix, so that whole
+    lines of the picture are copied at once.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = x.shape
         outs, _, kh, kw = self.weight.shape
         ph, pw = self._padding
-        padded = self._scratch("padded", (n, height + 2 * ph, width + 2 * pw, channels))
+        padded = self._scratch("padded", (channels, n, height + 2 * ph, width + 2 * pw))
         if ph or pw:
             padded.zero_()
-        padded[:, ph : ph + height, pw : pw + width].copy_(x.permute(0, 2, 3, 1))
+        padded[:, :, ph : ph + height, pw : pw + width].copy_(x.transpose(0, 1))
         h, w = height + 2 * ph - kh + 1, width + 2 * pw - kw + 1
-        row, column = padded.stride(1), padded.stride(2)
-        windows = padded.as_strided((n, h, w, kh, kw * channels), (padded.stride(0), row, column, row, 1))
-        self.patches = self._scratch("patches", (n * h * w, kh * kw * channels))
+        plane, picture, line, _ = padded.stride()
+        windows = padded.as_strided((channels, kh, kw, n, h, w), (plane, line, 1, picture, line, 1))
+        self.patches = self._scratch("patches", (channels * kh * kw, n * h * w))
         self.patches.view(windows.shape).copy_(windows)
-        matrix = self.weight.permute(0, 2, 3, 1).view(outs, -1)
+        matrix = self.weight.reshape(outs, -1)
         out = self._scratch(f"{self.name} out", (n * h * w, outs))
         if self.bias is None:
-            torch.mm(self.patches, matrix.t(), out=out)
+            torch.mm(self.patches.t(), matrix.t(), out=out)
         else:
-            torch.addmm(self.bias, self.patches, matrix.t(), out=out)
+            torch.addmm(self.bias, self.patches.t(), matrix.t(), out=out)
         return out.view(n, h, w, outs).permute(0, 3, 1, 2)
 
     def backward(self, delta: torch.Tensor, further: bool) -> torch.Tensor:
-        outs, channels, kh, kw = self.weight.shape
-        flat = delta.permute(0, 2, 3, 1).reshape(-1, outs)
-        gradient = self.patches.t().mm(flat)
-        self._add(self.weight_target, gradient.t().view(outs, kh, kw, channels).permute(0, 3, 1, 2))
+        flat = delta.permute(0, 2, 3, 1).reshape(-1, len(self.weight))
+        gradient = self.patches.mm(flat)
+        self._add(self.weight_target, gradient.t().view(self.weight.shape))
         if self.bias_target is not None:
             self._add(self.bias_target, flat.sum(0))
         return delta
@@ -187,19 +187,25 @@ class Tangent:
 
 
 class Pool:
-    """The greatest of each window."""
+    """The greatest of each window. Its tensors are kept: new ones would be pushed through the caches at every step."""
 
     def __init__(self, window: int) -> None:
         self._shape = [window, window], [window, window], [0, 0], [1, 1], False
+        self._out = self._which = self._before = torch.empty(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.x = x
-        out: torch.Tensor
-        out, self.which = ATEN.max_pool2d_with_indices(x, *self._shape)
-        return out
+        if self._before.shape != x.shape or self._before.dtype != x.dtype:
+            self._before = torch.empty_like(x)
+            self._out, self._which = ATEN.max_pool2d_with_indices(x, *self._shape)
+        else:
+            ATEN.max_pool2d_with_indices.out(x, *self._shape, out=self._out, indices=self._which)
+        return self._out
 
     def backward(self, delta: torch.Tensor, further: bool) -> torch.Tensor:
-        before: torch.Tensor = ATEN.max_pool2d_with_indices_backward(delta, self.x, *self._shape, self.which)
+        before: torch.Tensor = ATEN.max_pool2d_with_indices_backward.grad_input(
+            delta, self.x, *self._shape, self._which, grad_input=self._before
+        )
         return before
 
 

@@ -15,7 +15,7 @@ from tiny_sites import initial
 
 from pipelines.federated.checkpoints import KEPT, checkpoint, latest
 from pipelines.federated.jobs import Parameters
-from pipelines.federated.plan import RoundRecord, TrainingState
+from pipelines.federated.plan import History, RoundRecord, TrainingState
 from pipelines.federated.server_optimizers import Adam
 from pipelines.federated.training import train
 
@@ -132,7 +132,7 @@ def test_checkpoints_are_bounded_in_number_and_hold_the_whole_state(tmp_path: Pa
     }
     for number in range(1, 12):
         session = {"dropped": {"low battery": number, "moved": 0}, "waited_s": 1.5, "hours": [0.1, None]}
-        log = tuple(
+        log = History(
             RoundRecord(i, 3, 2, 40.0, 0.1, "too few" if i % 2 else None, session if i % 3 else {})
             for i in range(number)
         )
