@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,11 +57,31 @@ def data_uri(png: bytes) -> str:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """PNG bytes of one image, uint8 [height, width, channels]. The same pixels give the same bytes."""
-    pixels = image[:, :, 0] if image.shape[2] == 1 else image
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    """PNG bytes of one image, uint8 [height, width, 1 or 3]. The same pixels give the same bytes.
+
+    Written out (PNG specification, third edition, W3C 2025), as a service packs every picture that it is asked about:
+    Pillow's writer takes two to four times as long. Every line is stored as its difference from the one above.
+    """
+    height, width, channels = image.shape
+    flat = np.ascontiguousarray(image).reshape(height, width * channels)
+    lines = np.empty((height, 1 + width * channels), np.uint8)
+    lines[:, 0] = _UP
+    lines[:1, 1:] = flat[:1]
+    np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])
+    head = struct.pack(">IIBBBBB", width, height, 8, _COLOUR[channels], 0, 0, 0)
+    return b"".join((_SIGNATURE, _part(b"IHDR", head), _part(b"IDAT", zlib.compress(lines.data, 1)), _END))
+
+
+def _part(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG: length, kind, data, check sum."""
+    checked = kind + data
+    return b"".join((len(data).to_bytes(4, "big"), checked, zlib.crc32(checked).to_bytes(4, "big")))
+
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UP = 2  # the filter "up"
+_COLOUR = {1: 0, 3: 2}  # channels → colour type: greyscale, truecolour
+_END = _part(b"IEND", b"")
 
 
 def decode_png(data: bytes, schema: ImageInput) -> NDArray[np.uint8]:

@@ -38,10 +38,11 @@ def measure(images: Images) -> NDArray[np.float64]:
     full scale.
     """
     pixels = images.astype(np.float32) / 255.0
-    luma = pixels.mean(axis=3)
+    grey = pixels.shape[3] == 1  # then the mean over the channels is the channel, which needs no computing
+    luma = pixels[:, :, :, 0] if grey else pixels.mean(axis=3)
     count = len(luma)
     high = _filter(luma, _NOISE_KERNEL)
-    spread = pixels.max(axis=3) - pixels.min(axis=3)
+    spread = np.zeros((count, 1), np.float32) if grey else pixels.max(axis=3) - pixels.min(axis=3)
     columns = (
         luma.reshape(count, -1).mean(axis=1),
         luma.reshape(count, -1).std(axis=1),

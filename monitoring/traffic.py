@@ -6,7 +6,6 @@ windows of them as data frames. Rows are appended and never changed, so a window
 
 from __future__ import annotations
 
-import json
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import orjson
 import pandas as pd
 import sqlalchemy as sa
 
@@ -75,7 +75,7 @@ class Prediction:
         """What is written, in the order of _WRITTEN."""
         return (
             self.prediction_id, self.request_id, self.site, self.at, self.model_version, self.image_hash,
-            self.prediction, self.confidence, json.dumps(self.probabilities), *self.quality,
+            self.prediction, self.confidence, orjson.dumps(self.probabilities).decode(), *self.quality,
             now if self.logged_at is None else self.logged_at, len(self.png), self.abstained,
         )  # fmt: skip
 

@@ -7,9 +7,11 @@ are plain ASGI applications here; what they take is written down for /openapi.js
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
+import orjson
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
@@ -67,6 +69,9 @@ def json_body(data: bytes) -> PredictBody:
     if not data:
         raise Refusal(422, "invalid", "the body is empty")
     try:
+        # Pydantic's own reader takes three times as long over a picture's numbers. It says more of what is wrong.
+        with suppress(orjson.JSONDecodeError, ValidationError):
+            return PredictBody.model_validate(orjson.loads(data))
         return PredictBody.model_validate_json(data)
     except ValidationError as error:
         raise wire.not_understood(error.errors()) from error

@@ -185,8 +185,7 @@ def rows_from_json(body: PredictBody, schema: ImageInput) -> list[Row]:
     if body.instances is None:
         if body.pixels is None:
             raise Refusal(422, "invalid", "give one image as `pixels` or several as `instances`")
-        one = Instance(pixels=body.pixels, request_id=body.request_id)
-        return [_row(None, image_from_pixels(None, one.pixels, schema), body.site, body.at, body.request_id)]
+        return [_row(None, image_from_pixels(None, body.pixels, schema), body.site, body.at, body.request_id)]
     if body.pixels is not None or body.request_id is not None:
         raise Refusal(422, "invalid", "`pixels` and `request_id` belong inside `instances` when there are any")
     _count(len(body.instances))
