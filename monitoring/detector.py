@@ -80,8 +80,7 @@ def _scopes(windows: Sequence[Window], learnt: int, policy: AlarmPolicy) -> list
                 if told.get("tally"):
                     columns.setdefault((scope, name), _Column([], [])).add(place, told["tally"])
     since = _since({key: one for key, one in columns.items() if len(one.places) > learnt}, learnt, policy.persistence)
-    if (errors := _errors_since(windows, policy)) is not None:
-        since[OVERALL, ERRORS] = errors
+    since |= _errors_since(windows, policy)
     scopes = sorted({scope for scope, _ in since})
     sites = max(1, sum(scope != OVERALL for scope in scopes))
     found = []
@@ -101,19 +100,22 @@ def _scopes(windows: Sequence[Window], learnt: int, policy: AlarmPolicy) -> list
     return found
 
 
-def _errors_since(windows: Sequence[Window], policy: AlarmPolicy) -> dict[int, float] | None:
-    """The evidence of the labels, by the window since which it speaks; None where no row has one."""
-    told = {
-        place: found
-        for place, window in enumerate(windows)
-        if (found := window["evidence"].get("scopes", {}).get(OVERALL, {}).get("columns", {}).get(ERRORS))
-    }
-    if not told:
-        return None
-    wrong, right = np.array([one["labelled"] for one in told.values()], dtype=np.float64).T
-    tolerated = float(next(iter(told.values()))["threshold"])
-    values = log_since_errors(wrong, right, tolerated, policy.error_margin, policy.persistence)
-    return {place: float(value) for place, value in zip(told, values, strict=True) if np.isfinite(value)}
+def _errors_since(windows: Sequence[Window], policy: AlarmPolicy) -> dict[tuple[str, str], dict[int, float]]:
+    """The evidence of the labels of every scope that has some, by the window since which it speaks."""
+    told: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for place, window in enumerate(windows):
+        for scope, seen in window["evidence"].get("scopes", {}).items():
+            if ERRORS in seen["columns"]:
+                told.setdefault(scope, {})[place] = seen["columns"][ERRORS]
+    found = {}
+    for scope, columns in told.items():
+        wrong, right = np.array([one["labelled"] for one in columns.values()], dtype=np.float64).T
+        tolerated = float(next(iter(columns.values()))["threshold"])
+        values = log_since_errors(wrong, right, tolerated, policy.error_margin, policy.persistence)
+        found[scope, ERRORS] = {
+            place: float(value) for place, value in zip(columns, values, strict=True) if np.isfinite(value)
+        }
+    return found
 
 
 _SPEAKS = np.log(20.0)  # evidence from which a column is said to have changed, once its scope has

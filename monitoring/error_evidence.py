@@ -1,7 +1,8 @@
 """Evidence from labels that came later: does the model err more than it was measured to, and than it did before?
 
 In: windows of a version's traffic, of which some rows have a label by now, and how often the version was right on the
-rows that the gate judged it on. Out: for every window since which it may err more, the logarithm of an e-value.
+rows that the gate judged it on. Out: of all rows and of every site that is compared, for every window since which the
+version may err more there, the logarithm of an e-value.
 
 The hypothesis is "the chance of a wrong answer is at most the tolerated one". A bet against it that pays a likelihood
 ratio never gains on average while it holds, however often one looks (Waudby-Smith & Ramdas, "Estimating means of
@@ -14,6 +15,7 @@ its row was written, so they are counted anew at every look.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,8 @@ def with_errors(
         return list(windows)
     errors = measured.total - float(measured.right.sum())
     was, tolerated = errors / measured.total, min(_MOST, _upper_bound(errors, measured.total) + margin)
-    counted = _counted(engine, windows)
-    return [_with_column(window, *counted[int(window["window"])], was, tolerated) for window in windows]
+    answers = _answers(engine, windows)
+    return [_with_columns(window, answers, was, tolerated) for window in windows]
 
 
 def log_since_errors(wrong: Floats, right: Floats, tolerated: float, margin: float, persistence: int) -> Floats:
@@ -79,28 +81,42 @@ def _upper_bound(wrong: float, rows: float) -> float:
     return float(found.high)
 
 
-def _counted(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    """By window its wrong and right answers among those with a label by now, of which the last one counts."""
+@dataclass(frozen=True)
+class _Answers:
+    """Those with a label by now, of which the last one counts. seqs, sites, right: [answers]."""
+
+    seqs: NDArray[np.int64]
+    sites: NDArray[np.str_]
+    right: NDArray[np.bool_]
+
+    def of(self, window: Mapping[str, Any], scope: str) -> tuple[int, int]:
+        """Wrong and right ones of a window, at a site or overall."""
+        inside = (self.seqs >= window["from_seq"]) & (self.seqs < window["to_seq"])
+        own = self.right[inside if scope == OVERALL else inside & (self.sites == scope)]
+        return int((~own).sum()), int(own.sum())
+
+
+def _answers(engine: sa.Engine, windows: Sequence[Mapping[str, Any]]) -> _Answers:
     first, last = int(windows[0]["from_seq"]), int(windows[-1]["to_seq"])
     rows = labelled_rows(engine, first, last, int(windows[-1]["model_version"]))
-    answers = [(row.seq, row.right) for row in rows if row.abstained is None]
-    seqs, right = np.array([seq for seq, _ in answers], dtype=np.int64), np.array([r for _, r in answers], dtype=bool)
-    found = {}
-    for window in windows:
-        own = right[(seqs >= window["from_seq"]) & (seqs < window["to_seq"])]
-        found[int(window["window"])] = (int((~own).sum()), int(own.sum()))
-    return found
+    given = [row for row in rows if row.abstained is None]
+    return _Answers(
+        np.array([row.seq for row in given], dtype=np.int64),
+        np.array([row.site for row in given], dtype=np.str_),
+        np.array([row.right for row in given], dtype=np.bool_),
+    )
 
 
-def _with_column(window: Mapping[str, Any], wrong: int, right: int, was: float, tolerated: float) -> Mapping[str, Any]:
-    scopes = window["evidence"].get("scopes", {})
-    if OVERALL not in scopes or not wrong + right:
-        return window
-    now = wrong / (wrong + right)
-    column = {
-        "column": ERRORS, "value": None, "threshold": tolerated, "ratio": now / tolerated,
-        "what": "the share of wrong answers", "was": was, "now": now, "spread": None, "tally": None,
-        "labelled": [wrong, right],
-    }  # fmt: skip
-    overall = scopes[OVERALL] | {"columns": scopes[OVERALL]["columns"] | {ERRORS: column}}
-    return {**window, "evidence": window["evidence"] | {"scopes": scopes | {OVERALL: overall}}}
+def _with_columns(window: Mapping[str, Any], answers: _Answers, was: float, tolerated: float) -> Mapping[str, Any]:
+    scopes = dict(window["evidence"].get("scopes", {}))
+    for scope, seen in scopes.items():
+        wrong, right = answers.of(window, scope)
+        if wrong + right:
+            now = wrong / (wrong + right)
+            column = {
+                "column": ERRORS, "value": None, "threshold": tolerated, "ratio": now / tolerated,
+                "what": "the share of wrong answers", "was": was, "now": now, "spread": None, "tally": None,
+                "labelled": [wrong, right],
+            }  # fmt: skip
+            scopes[scope] = seen | {"columns": seen["columns"] | {ERRORS: column}}
+    return {**window, "evidence": window["evidence"] | {"scopes": scopes}}

@@ -55,10 +55,10 @@ def labelled_answers(engine: sa.Engine, from_seq: int, to_seq: int, version: int
 
 
 def labelled_rows(engine: sa.Engine, from_seq: int, to_seq: int, version: int) -> list[sa.Row[Any]]:
-    """Of the same answers seq, confidence, whether they were `right`, and why they were `abstained` from."""
+    """Of the same answers seq, site, confidence, whether they were `right`, and why they were `abstained` from."""
     p = PREDICTIONS.c
     known = (
-        sa.select(p.seq, p.confidence, p.abstained, (p.prediction == LABELS.c.label).label("right"))
+        sa.select(p.seq, p.site, p.confidence, p.abstained, (p.prediction == LABELS.c.label).label("right"))
         .join(PREDICTIONS, p.prediction_id == LABELS.c.prediction_id)
         .where((p.seq >= from_seq) & (p.seq < to_seq) & (p.model_version == version))
         .order_by(LABELS.c.at, LABELS.c.source)

@@ -108,6 +108,26 @@ def test_labels_that_come_long_after_their_window_count_for_it(log: TrafficLog) 
     assert decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0) is not None
 
 
+def test_a_site_where_the_model_errs_is_found_though_all_rows_together_are_as_before(log: TrafficLog) -> None:
+    def window(number: int, wrong: int) -> None:
+        rows = [prediction(number * ROWS + place, site="site-2" if place < 30 else "site-1") for place in range(ROWS)]
+        log.record(rows)
+        _label(log, rows, wrong)
+        report(log.engine, {}, mix={"site-1": 70, "site-2": 30})
+
+    for number in range(8):
+        window(number, wrong=1)
+        assert decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0) is None
+    decision = None
+    for number in range(8, 16):
+        window(number, wrong=10)  # a third of the site's answers, a tenth of all
+        decision = decision or decide(log.engine, AlarmPolicy(), measured=MEASURED, now=0.0)
+    assert decision is not None
+    assert decision.evidence["scopes"] == decision.evidence["sites"] == ["site-2"]
+    assert (decision.answer, decision.evidence["probable_cause"]) == ("retrain", ERRORS)
+    assert "at site-2 in windows 9-" in decision.sentence
+
+
 def _windows(engine: sa.Engine) -> list[sa.RowMapping]:
     from monitoring.database import WINDOWS
 
