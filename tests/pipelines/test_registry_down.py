@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_service import free_port, process, register_untrained, serving, settings_in
+from live_service import free_port, overwrite, process, register_untrained, serving, settings_in
 from test_service import picture
 
 from flows.programs import environment, programs
@@ -114,14 +114,14 @@ def test_a_damaged_copy_is_not_served_and_is_fetched_anew_when_the_registry_is_b
     with serving(settings) as running:
         running.ready(1)
     whole = database.read_bytes()
-    database.write_bytes(b"this is no database" * 1000)
+    overwrite(database, b"this is no database" * 1000)
     weights = settings.folder / "models" / "1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with serving(settings) as running:
         message = until(lambda: "damaged" in (said := running.client.get("/readyz").text) and said)
         assert "the local copy of version 1" in message
         assert running.client.get("/healthz").status_code == 200
-        database.write_bytes(whole)
+        overwrite(database, whole)
         running.ready(1)
         assert running.client.get("/readyz").json()["registry"] == "reachable"
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from live_service import Serving, free_port, process, serving, settings_in
+from live_service import Serving, free_port, overwrite, process, serving, settings_in
 
 from models import artifact
 from models.images import content_hash, decode_png, encode_png, to_tensor
@@ -290,10 +290,10 @@ def test_it_serves_on_while_the_registry_is_down_and_says_so(settings: Settings,
     with serving(settings) as running:
         running.ready(1)
         whole = database.read_bytes()
-        database.write_bytes(b"this is no database" * 1000)
+        overwrite(database, b"this is no database" * 1000)
         wait_for(running, lambda body: "the model registry at" in str(body["registry"]))
         assert ask(running).json()["model_version"] == 1
-        database.write_bytes(whole)
+        overwrite(database, whole)
         wait_for(running, lambda body: body["registry"] == "reachable")
 
 

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from edge_house import EdgeHouse, edge_house, picture, row
+from live_service import overwrite
 from logged_rows import held
 
 from models.images import content_hash, decode_png, encode_png
@@ -127,14 +128,14 @@ def test_what_is_no_upload_is_refused_as_a_whole(
 def test_while_the_registry_is_away_rows_of_who_serves_are_taken_and_others_are_to_come_later(house: EdgeHouse) -> None:
     database = house.settings.home / "mlflow" / "mlflow.db"
     whole = database.read_bytes()
-    database.write_bytes(b"this is no database" * 1000)
+    overwrite(database, b"this is no database" * 1000)
     try:
         assert post(house, row(30)).status_code == 200
         said = post(house, row(31, model_version=1))
         assert (said.status_code, said.json()["error"]["code"]) == (503, "registry_unavailable")
         assert said.headers["retry-after"] == "2"
     finally:
-        database.write_bytes(whole)
+        overwrite(database, whole)
 
 
 def test_while_the_database_is_away_rows_go_to_the_spool_and_come_once(house: EdgeHouse) -> None:
