@@ -34,7 +34,7 @@ def speed(quick: bool, workloads: list[str] | None = None) -> dict[str, Any]:
     import federated_speed
 
     some = workloads or (["lr100"] if quick else None)
-    found = federated_speed.measure(some, 1 if quick else 3, 0.5 if quick else 2.0)
+    found = federated_speed.measure(some, 1 if quick else 7, 0.5 if quick else 2.0)
     CONSOLE.print(federated_speed.table(found))
     before = known(quick).get("speed", {}) if workloads else {}
     for part in ("workloads", "ratio"):
