@@ -20,8 +20,7 @@ run: $(INSTALL)  ## rehearse the whole loop for TASK on this machine
 
 test: $(INSTALL)  ## lint, types, import contracts, tests
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest tests/flows
-	@$(BIN)/pytest -n 2 --dist loadfile --ignore tests/flows
+	@$(BIN)/pytest
 
 lint: $(INSTALL)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
