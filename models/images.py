@@ -32,6 +32,8 @@ MAX_PIXELS = 4_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 """Others are refused by their first bytes: among them are some that Pillow hands to outside programs."""
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 
 @dataclass(frozen=True)
 class ImageInput:
@@ -69,7 +71,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     lines[:1, 1:] = flat[:1]
     np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])
     head = struct.pack(">IIBBBBB", width, height, 8, _COLOUR[channels], 0, 0, 0)
-    return b"".join((_SIGNATURE, _part(b"IHDR", head), _part(b"IDAT", zlib.compress(lines.data, 1)), _END))
+    return b"".join((PNG_SIGNATURE, _part(b"IHDR", head), _part(b"IDAT", zlib.compress(lines.data, 1)), _END))
 
 
 def _part(kind: bytes, data: bytes) -> bytes:
@@ -78,7 +80,6 @@ def _part(kind: bytes, data: bytes) -> bytes:
     return b"".join((len(data).to_bytes(4, "big"), checked, zlib.crc32(checked).to_bytes(4, "big")))
 
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # the filter "up"
 _COLOUR = {1: 0, 3: 2}  # channels → colour type: greyscale, truecolour
 _END = _part(b"IEND", b"")

@@ -8,7 +8,7 @@ a window's columns share their scope's evidence evenly, the sites share one half
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +112,13 @@ def _errors_since(windows: Sequence[Window], policy: AlarmPolicy) -> dict[tuple[
         wrong, right = np.array([one["labelled"] for one in columns.values()], dtype=np.float64).T
         tolerated = float(next(iter(columns.values()))["threshold"])
         values = log_since_errors(wrong, right, tolerated, policy.error_margin, policy.persistence)
-        found[scope, ERRORS] = {
-            place: float(value) for place, value in zip(columns, values, strict=True) if np.isfinite(value)
-        }
+        found[scope, ERRORS] = _by_place(columns, values)
     return found
+
+
+def _by_place(places: Iterable[int], values: NDArray[np.float64]) -> dict[int, float]:
+    """Those that say something at all."""
+    return {place: float(value) for place, value in zip(places, values, strict=True) if np.isfinite(value)}
 
 
 _SPEAKS = np.log(20.0)  # evidence from which a column is said to have changed, once its scope has
@@ -159,9 +162,5 @@ def _since(
             worth = np.broadcast_to(rows[:, None], counts.shape[:2])
         values = log_since(Binned(counts, expected, worth, limit, bool(ordered)), persistence)
         for key, row in zip(keys, values, strict=True):
-            found[key] = {
-                place: float(value)
-                for place, value in zip(columns[key].places[learnt:], row, strict=True)
-                if np.isfinite(value)
-            }
+            found[key] = _by_place(columns[key].places[learnt:], row)
     return found

@@ -299,7 +299,7 @@ def _keep_freed_memory() -> None:
 @cache
 def _leave_the_program_alone() -> None:
     """Take what is imported and built out of Python's search for cyclic garbage: a million objects that stay, looked
-    through again and again, took as much time as the predictions. Once, when the first model is there. Requests leave
+    through again and again, took nearly as long as the predictions. Once, when the first model is there. Requests leave
     no cycles to speak of, so what they make is looked through more rarely, too.
     """
     gc.collect()

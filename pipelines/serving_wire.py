@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from models.errors import BadInput
-from models.images import ImageInput, decode_png, from_unit_floats
+from models.images import PNG_SIGNATURE, ImageInput, decode_png, from_unit_floats
 from pipelines.serving_logs import REQUEST
 
 MAX_ROWS = 256
@@ -36,7 +36,7 @@ MAX_AHEAD_S = 300.0
 
 IMAGE_TYPES = ("image/png", "image/jpeg")
 _NAMES = uuid.UUID("2f0d4c1e-6f0e-5c0a-9d6c-8f3a0b7e51d2")
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_MAGIC = (PNG_SIGNATURE, b"\xff\xd8\xff")
 
 
 class Refusal(Exception):
